@@ -1,0 +1,35 @@
+# The two commands of the README are `make demo` and `make test`. Each sets up what it needs: a virtual environment in
+# .venv with pinned packages. Set PYTHON to choose the interpreter, VENV to put the environment elsewhere.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the whole job on the stand-in model: no key, no network
+	@$(BIN)/python examples/demo.py
+
+test: $(READY) ## every test
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(READY) ## lint, format, types, imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## measurements, as ratios within one run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+setup: $(READY) ## only the environment
+
+clean: ## remove the environment (not your data in .selfimprove)
+	@rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt .setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .setup.sh

@@ -1,0 +1,77 @@
+"""dspy-selfimprove: production traces in, a better prompt out, proven on data the search never saw.
+
+The public face, in the order of the pipeline. Names are looked up when first used, so that importing this package
+costs next to nothing and loads neither DSPy nor Phoenix nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dspy_selfimprove.budget import Budget, Ledger, Spend
+    from dspy_selfimprove.candidate import Candidate
+    from dspy_selfimprove.errors import SelfImproveError
+    from dspy_selfimprove.journal import Journal
+    from dspy_selfimprove.model import Model, Models, Price
+    from dspy_selfimprove.prompt import ChatPrompt
+    from dspy_selfimprove.sample import EvalSpec, Sample
+    from dspy_selfimprove.score import Score, Scorecard
+    from dspy_selfimprove.slots import Slots
+    from dspy_selfimprove.telemetry.evaluators import track_evaluators
+    from dspy_selfimprove.telemetry.instrument import instrument
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "instrument": "telemetry.instrument",
+    "track_evaluators": "telemetry.evaluators",
+    "Sample": "sample",
+    "EvalSpec": "sample",
+    "ChatPrompt": "prompt",
+    "Score": "score",
+    "Scorecard": "score",
+    "Model": "model",
+    "Models": "model",
+    "Price": "model",
+    "Slots": "slots",
+    "Budget": "budget",
+    "Ledger": "budget",
+    "Spend": "budget",
+    "Candidate": "candidate",
+    "Journal": "journal",
+    "SelfImproveError": "errors",
+}
+
+__all__ = [
+    "Budget",
+    "Candidate",
+    "ChatPrompt",
+    "EvalSpec",
+    "Journal",
+    "Ledger",
+    "Model",
+    "Models",
+    "Price",
+    "Sample",
+    "Score",
+    "Scorecard",
+    "SelfImproveError",
+    "Slots",
+    "Spend",
+    "instrument",
+    "track_evaluators",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,94 @@
+"""Where things are kept, and how they get there whole.
+
+Three places: the project's own `.selfimprove/` (git-ignored; runs, data, Phoenix's database), the user's cache (what
+can be built again: the Phoenix environment), and the definitions shipped with the package (`metrics/`, `datasets/`).
+A file is written beside its name and moved into place, so a reader or a crash sees the old one or the new one, never
+half. Not covered: two processes that write the same name (the later one wins), and network file systems that do not
+rename atomically.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from dspy_selfimprove.errors import SetupError
+
+HOME_NAME = ".selfimprove"
+
+
+def home(start: Path | None = None) -> Path:
+    """The project's `.selfimprove/`: the nearest one at or above `start`, else the one `start` would get.
+
+    It is made here, with a .gitignore that keeps production data out of commits.
+    """
+    here = (start or Path.cwd()).absolute()
+    near = (folder / HOME_NAME for folder in (here, *here.parents))
+    folder = next((candidate for candidate in near if candidate.is_dir()), here / HOME_NAME)
+    writable(folder)
+    if folder.stat().st_mode & 0o077 and folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)  # prompts and customers' words are in here
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        write_text(ignore, "*\n")
+    return folder
+
+
+def cache() -> Path:
+    """The user's cache folder for this product; `DSPY_SELFIMPROVE_CACHE` moves it."""
+    chosen = os.environ.get("DSPY_SELFIMPROVE_CACHE")
+    return writable(Path(chosen).absolute() if chosen else platformdirs.user_cache_path("dspy-selfimprove"))
+
+
+def writable(folder: Path) -> Path:
+    """`folder`, made if need be; a SetupError that names it if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SetupError(
+            f"Cannot write to {folder} ({error.strerror or error}).",
+            remedy="Free space or change its permissions, or start from a folder of your own.",
+        ) from None
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; leaving the block without an error moves it into place."""
+    writable(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise SetupError(
+            f"Cannot write {path} ({error.strerror or error}).", remedy="Free space or change its permissions."
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def definitions(kind: str) -> Path:
+    """The folder of shipped `metrics` or `datasets`: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "_bundled" / kind, package.parent / kind):
+        if folder.is_dir():
+            return folder
+    raise SetupError(f"The shipped {kind}/ folder is missing.", remedy="Install dspy-selfimprove again.")

@@ -1,0 +1,543 @@
+"""The door to language models: which one plays which role, and how a call is made.
+
+Three roles (worker, judge, coach) each name a Model; `Models` turns a role into a `dspy.LM`. Every call of every role
+goes through one story, told once in `Caller._story` for threads and for asyncio alike:
+
+    take a slot of the one pool → reserve room in the budget → send → settle → give the slot back
+    an outage: give the slot back, wait (what the service asked for, else longer each time), try again
+
+What is sent is a chat-completion body. A request that carries its own body (`Config.extensions["openai_chat"]`) goes
+out unchanged, so production's messages, tools and parameters arrive as production sends them; any other DSPy request
+is put into that form by DSPy. `openai/...` goes through the official client, every other provider through LiteLLM,
+with the same body.
+
+What a failed call means is decided in outage.py.
+
+Not covered: streaming to the caller, the Responses API, a provider's own tools (web search and the like), and prices
+of calls a service charged for without answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from dspy_selfimprove.budget import ROLES, Ledger, Role
+from dspy_selfimprove.errors import (
+    BadAnswer,
+    BudgetExhausted,
+    Outage,
+    RateLimited,
+    Refused,
+    SelfImproveError,
+    TimedOut,
+    Unavailable,
+    UsageError,
+)
+from dspy_selfimprove.message import FrozenDict, freeze, thaw
+from dspy_selfimprove.outage import failure_of
+from dspy_selfimprove.slots import Slots
+
+if TYPE_CHECKING:
+    import dspy
+    from dspy.lm15 import Request, Response
+    from openai import AsyncOpenAI, OpenAI
+
+BODY = "openai_chat"
+Body: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars per million tokens. `cached` is for input the service had in its cache; None: as other input."""
+
+    input: float
+    output: float
+    cached: float | None = None
+
+    def of(self, usage: Tokens) -> float:
+        fresh = usage.input - usage.cached
+        cached = self.input if self.cached is None else self.cached
+        return (fresh * self.input + usage.cached * cached + usage.output * self.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What one answer used, as the service counted it; `cached` is part of `input`."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+
+# The rehearsal model costs nothing. It has a price so that budgets and reports in dollars can be tried without a key.
+REHEARSAL = Price(input=0.15, output=0.60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One model as a role uses it. `name` is `provider/model`, as LiteLLM spells it.
+
+    `api_key` is read from the provider's own environment variable if left out; it is never shown or recorded.
+    `attempts` counts the first try; `timeout` is for one of them, in seconds.
+    """
+
+    name: str
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    parameters: Mapping[str, Any] = field(default_factory=FrozenDict)
+    price: Price | None = None
+    timeout: float = 60.0
+    attempts: int = 6
+
+    def __post_init__(self) -> None:
+        provider, separator, rest = self.name.partition("/")
+        if not (provider and separator and rest):
+            raise UsageError(
+                f"{self.name!r} does not say who serves the model.",
+                remedy="Write provider/model, for example openai/gpt-4o-mini or ollama_chat/llama3.1.",
+            )
+        if self.attempts < 1 or self.timeout <= 0:
+            raise UsageError("A model needs at least one attempt and a positive timeout.", remedy="Raise them.")
+        object.__setattr__(self, "parameters", freeze(self.parameters))
+
+    @property
+    def provider(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def id(self) -> str:
+        """The name without its provider: what goes into the request."""
+        return self.name.partition("/")[2]
+
+    def priced(self) -> Price | None:
+        """The price given, the rehearsal model's, or the one in DSPy's price list; None if nobody knows."""
+        if self.price is not None:
+            return self.price
+        if self.id.startswith("rehearsal"):
+            return REHEARSAL
+        from dspy.clients.model_metadata import model_info, rate
+
+        info = model_info(self.provider, self.id)
+        paid, earned = rate(info, "input_cost_per_token"), rate(info, "output_cost_per_token")
+        if paid is None or earned is None:
+            return None
+        cached = rate(info, "cache_read_input_token_cost")
+        return Price(paid * 1e6, earned * 1e6, None if cached is None else cached * 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of one finished call, for the journal: never its text."""
+
+    role: Role
+    model: str
+    seconds: float
+    attempts: int
+    tokens: Tokens = Tokens()
+    dollars: float | None = None
+    failure: str | None = None
+
+
+class Models:
+    """Which model plays which role, over one pool of slots and one ledger.
+
+    The judge and the coach are the worker's model unless named. `watch` is told of every call that ended.
+    """
+
+    def __init__(
+        self,
+        worker: Model,
+        *,
+        judge: Model | None = None,
+        coach: Model | None = None,
+        slots: Slots | int = 16,
+        ledger: Ledger | None = None,
+        watch: Callable[[Call], None] | None = None,
+    ) -> None:
+        self.by_role: Mapping[Role, Model] = {"worker": worker, "judge": judge or worker, "coach": coach or worker}
+        self.slots = Slots(slots) if isinstance(slots, int) else slots
+        self.ledger = ledger or Ledger()
+        callers = {role: Caller(role, self.by_role[role], self.slots, self.ledger, watch) for role in ROLES}
+        if self.ledger.budget.dollars is not None:
+            for role, caller in callers.items():
+                if caller.price is None:
+                    raise UsageError(
+                        f"No price is known for {self.by_role[role].name}, so a budget in dollars cannot hold.",
+                        remedy="Give the model a price=Price(input=..., output=...), or set the budget in tokens.",
+                    )
+        self._callers = callers
+
+    def lm(self, role: Role, **parameters: Any) -> dspy.LM:
+        """A `dspy.LM` for this role; `parameters` go over the model's own (temperature, max_tokens, ...).
+
+        DSPy's cache and its retries are off: the journal keeps results, and only we know when a slot is free.
+        """
+        import dspy
+
+        if role not in self.by_role:
+            raise UsageError(f"There is no role {role!r}.", remedy=f"The roles are {', '.join(ROLES)}.")
+        model = self.by_role[role]
+        return dspy.LM(
+            model.name,
+            engine=Engine(self._callers[role]),
+            async_engine=AsyncEngine(self._callers[role]),
+            cache=False,
+            num_retries=0,
+            **{**thaw(model.parameters), **parameters},
+        )
+
+
+# The steps of a call's story, which a driver carries out: in a thread or on an event loop.
+class _Take:
+    """Wait for a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Send:
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class _Sleep:
+    seconds: float
+
+
+_Step: TypeAlias = _Take | _Send | _Sleep
+_Story: TypeAlias = Generator[_Step, Any, "Response"]
+
+
+class Caller:
+    """One role's way to its model: slots, budget, retries and cost around one request at a time."""
+
+    def __init__(
+        self,
+        role: Role,
+        model: Model,
+        slots: Slots,
+        ledger: Ledger,
+        watch: Callable[[Call], None] | None = None,
+    ) -> None:
+        self.role, self.model, self.slots, self.ledger = role, model, slots, ledger
+        self.price = model.priced()
+        self.wire = _wire(model)
+        self._watch = watch or (lambda call: None)
+        self._resume_at = 0.0
+
+    def _story(self, request: Request) -> _Story:
+        body = self._body(request)
+        start = time.monotonic()
+        for attempt in itertools.count(1):
+            # Where a service asked for a pause, every caller of that model keeps it, not only the one that was told.
+            if (pause := self._resume_at - time.monotonic()) > 0:
+                yield _Sleep(pause)
+            yield _Take()
+            try:
+                outcome = yield from self._attempt(body, request.model)
+            finally:
+                self.slots.give()
+            if not isinstance(outcome, SelfImproveError):
+                response, tokens = outcome
+                self._record(start, attempt, tokens)
+                return response
+            delay = _backoff(attempt, outcome)
+            if delay is None or attempt >= self.model.attempts:
+                self._record(start, attempt, failure=type(outcome).__name__)
+                raise _lm15_error(outcome) from outcome
+            if isinstance(outcome, RateLimited):
+                self._resume_at = max(self._resume_at, time.monotonic() + delay)
+            else:
+                yield _Sleep(delay)
+        raise AssertionError("unreachable")
+
+    def _attempt(self, body: Body, name: str) -> Generator[_Send, Any, tuple[Response, Tokens] | SelfImproveError]:
+        tokens, dollars = self._estimate(body)
+        try:
+            held = self.ledger.reserve(self.role, tokens=tokens, dollars=dollars)
+        except BudgetExhausted as spent:
+            return spent
+        try:
+            completion = yield _Send(body)
+            response = _response(name, completion)
+        except Exception as error:
+            failure = failure_of(error) or Unavailable(
+                f"{self.model.name} answered with something that is no chat completion.",
+                remedy="Check the base URL and the model's name.",
+            )
+            # After a time-out nobody knows whether the call was computed; anything else was not charged.
+            if isinstance(failure, TimedOut):
+                self.ledger.settle(held)
+            else:
+                self.ledger.release(held)
+            failure.__cause__ = error
+            return failure
+        except BaseException:
+            self.ledger.settle(held)  # interrupted in flight: it may have been charged
+            raise
+        used = _tokens(completion)
+        self.ledger.settle(held, tokens=used.input + used.output, dollars=self.price.of(used) if self.price else 0.0)
+        return response, used
+
+    def complete(self, request: Request) -> Response:
+        return _drive(self._story(request), self._carry_out)
+
+    async def acomplete(self, request: Request) -> Response:
+        return await _adrive(self._story(request), self._acarry_out)
+
+    def _carry_out(self, step: _Step) -> Any:
+        if isinstance(step, _Send):
+            return self.wire.send(step.body)
+        if isinstance(step, _Sleep):
+            return time.sleep(step.seconds)
+        turn = self.slots.ask()
+        try:
+            return turn.result()
+        except BaseException:
+            self.slots.leave(turn)
+            raise
+
+    async def _acarry_out(self, step: _Step) -> Any:
+        if isinstance(step, _Send):
+            return await self.wire.asend(step.body)
+        if isinstance(step, _Sleep):
+            return await asyncio.sleep(step.seconds)
+        turn = self.slots.ask()
+        try:
+            return await asyncio.wrap_future(turn)
+        except BaseException:
+            self.slots.leave(turn)
+            raise
+
+    def _body(self, request: Request) -> Body:
+        own = (request.config.extensions or {}).get(BODY)
+        if own is not None:
+            return {**cast(Body, thaw(own)), "model": self.model.id}
+        # DSPy keeps the writer of chat-completion bodies in a module of its own; there is no public door to it.
+        from dspy.clients.lm15_boundary import request_kwargs
+
+        return {**request_kwargs(request, "chat"), "model": self.model.id}
+
+    def _estimate(self, body: Body) -> tuple[int, float]:
+        # Four characters a token: close enough to hold room, and no tokenizer has to be fetched.
+        asked = len(json.dumps(body.get("messages", ()), ensure_ascii=False, default=str)) // 4
+        answer = int(body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+        return asked + answer, self.price.of(Tokens(asked, answer)) if self.price else 0.0
+
+    def _record(self, start: float, attempts: int, tokens: Tokens | None = None, failure: str | None = None) -> None:
+        self._watch(
+            Call(
+                role=self.role,
+                model=self.model.name,
+                seconds=time.monotonic() - start,
+                attempts=attempts,
+                tokens=tokens or Tokens(),
+                dollars=self.price.of(tokens or Tokens()) if self.price else None,
+                failure=failure,
+            )
+        )
+
+
+class Engine:
+    """What `dspy.LM` calls from a thread."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def complete(self, request: Request) -> Response:
+        return self.caller.complete(request)
+
+
+class AsyncEngine:
+    """What `dspy.LM` awaits."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    async def complete(self, request: Request) -> Response:
+        return await self.caller.acomplete(request)
+
+
+def _drive(story: _Story, carry_out: Callable[[_Step], Any]) -> Response:
+    """Carry out a story's steps in this thread; what a step raises is told to the story."""
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = story.send(answer) if error is None else story.throw(error)
+        except StopIteration as end:
+            return cast("Response", end.value)
+        answer = error = None
+        try:
+            answer = carry_out(step)
+        except BaseException as raised:
+            error = raised
+
+
+async def _adrive(story: _Story, carry_out: Callable[[_Step], Coroutine[Any, Any, Any]]) -> Response:
+    """The same on an event loop."""
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = story.send(answer) if error is None else story.throw(error)
+        except StopIteration as end:
+            return cast("Response", end.value)
+        answer = error = None
+        try:
+            answer = await carry_out(step)
+        except BaseException as raised:
+            error = raised
+
+
+class _OpenAIWire:
+    """The official client, unchanged in both directions; its own retries are off.
+
+    An async client belongs to the event loop that first used it, so each loop gets its own.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._settings: dict[str, Any] = {"max_retries": 0, "timeout": model.timeout}
+        if model.base_url is not None:
+            self._settings["base_url"] = model.base_url
+        if model.api_key is not None:
+            self._settings["api_key"] = model.api_key
+        self._lock = threading.Lock()
+        self._client: OpenAI | None = None
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
+
+    def send(self, body: Body) -> Any:
+        import openai
+
+        with self._lock:
+            if self._client is None:
+                self._client = openai.OpenAI(**self._settings)
+        return self._client.chat.completions.create(**body)
+
+    async def asend(self, body: Body) -> Any:
+        import openai
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            client = self._clients.get(loop)
+            if client is None:
+                client = self._clients[loop] = openai.AsyncOpenAI(**self._settings)
+        return await client.chat.completions.create(**body)
+
+
+class _LiteLLMWire:
+    """Every other provider: LiteLLM takes the same body and raises the official client's errors."""
+
+    def __init__(self, model: Model) -> None:
+        self._settings: dict[str, Any] = {"num_retries": 0, "max_retries": 0, "timeout": model.timeout}
+        if model.base_url is not None:
+            self._settings["api_base"] = model.base_url
+        if model.api_key is not None:
+            self._settings["api_key"] = model.api_key
+        self._name = model.name
+
+    def send(self, body: Body) -> Any:
+        return _litellm().completion(**{**body, "model": self._name}, **self._settings)
+
+    async def asend(self, body: Body) -> Any:
+        return await _litellm().acompletion(**{**body, "model": self._name}, **self._settings)
+
+
+def _litellm() -> Any:
+    from dspy.clients._litellm import get_litellm  # DSPy's loader keeps it from asking the network for a price list
+
+    return get_litellm(feature="dspy_selfimprove.model")
+
+
+def _wire(model: Model) -> _OpenAIWire | _LiteLLMWire:
+    return _OpenAIWire(model) if model.provider == "openai" else _LiteLLMWire(model)
+
+
+_FINISH = {"tool_calls": "tool_call", "length": "length", "content_filter": "content_filter"}
+
+
+def _response(name: str, completion: Any) -> Response:
+    """A chat completion as DSPy's Response; the message itself rides along in `provider_data`, whole."""
+    from dspy.lm15 import Message, Response, TextPart, ToolCallPart, Usage
+
+    choice = completion.choices[0]
+    message = choice.message
+    parts: list[Any] = [TextPart(message.content)] if message.content else []
+    parts.extend(
+        ToolCallPart(id=call.id, name=call.function.name, input=_arguments(call.function.arguments))
+        for call in getattr(message, "tool_calls", None) or ()
+    )
+    used = _tokens(completion)
+    return Response(
+        id=completion.id,
+        model=completion.model or name,
+        message=Message("assistant", tuple(parts)) if parts else Message.assistant(""),
+        finish_reason=_FINISH.get(choice.finish_reason, "stop"),
+        usage=Usage(
+            input_tokens=used.input,
+            output_tokens=used.output,
+            total_tokens=used.input + used.output,
+            cache_read_tokens=used.cached or None,
+        ),
+        provider_data={
+            "message": message.model_dump(mode="json", exclude_unset=True),
+            "finish_reason": choice.finish_reason,
+        },
+    )
+
+
+def _arguments(text: str | None) -> dict[str, Any]:
+    """A tool call's arguments; a model's broken JSON stays readable in `provider_data` and is no reason to fail."""
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _tokens(completion: Any) -> Tokens:
+    usage = getattr(completion, "usage", None)
+    if usage is None:
+        return Tokens()
+    details = getattr(usage, "prompt_tokens_details", None)
+    cached = getattr(details, "cached_tokens", None) or 0
+    return Tokens(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached)
+
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+
+
+def _backoff(attempt: int, failure: SelfImproveError) -> float | None:
+    """Seconds until the next attempt, or None if there should be none.
+
+    Doubling with full jitter, so that callers turned away together do not come back together. A service that asks for
+    a longer wait gets it; one that asks for more than a minute is out for this run.
+    """
+    if not isinstance(failure, Outage):
+        return None
+    asked = failure.retry_after or 0.0
+    if asked > _LONGEST_WAIT:
+        return None
+    return max(asked, random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)))
+
+
+def _lm15_error(failure: SelfImproveError) -> Exception:
+    """The error DSPy expects from an engine; what is not about a model passes as it is."""
+    from dspy import lm15
+
+    known: list[tuple[type[SelfImproveError], Callable[..., Exception]]] = [
+        (RateLimited, lm15.RateLimitError),
+        (TimedOut, lm15.TimeoutError),
+        (Outage, lm15.ServerError),
+        (BadAnswer, lm15.ContextLengthError),
+        (Refused, lm15.InvalidRequestError),
+    ]
+    make = next((make for kind, make in known if isinstance(failure, kind)), None)
+    return make(str(failure)) if make else failure

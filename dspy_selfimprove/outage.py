@@ -1,0 +1,83 @@
+"""What a failed call means: an outage (no verdict; try again), a refusal (trying again cannot help), or a bad answer.
+
+The one place where that is decided. DSPy, its lm15 layer, the official client and LiteLLM each have errors of their
+own and wrap each other's; `failure_of` looks through the wrapping. It tells classes by name, so that asking costs no
+import of a client that was never used.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dspy_selfimprove.errors import (
+    BadAnswer,
+    ModelError,
+    RateLimited,
+    Refused,
+    SelfImproveError,
+    TimedOut,
+    Unavailable,
+)
+
+
+def failure_of(error: BaseException) -> SelfImproveError | None:
+    """What an exception means to us, found through whatever wraps it; None if it is nobody's failure but the code's.
+
+    The message names the kind of failure and never repeats what a service or a model wrote.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, SelfImproveError):
+            return link
+        if (found := _classified(link)) is not None:
+            return found
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
+
+
+def _classified(error: BaseException) -> ModelError | None:
+    # DSPy's errors, lm15's and the official client's (which LiteLLM's extend) are all told apart by their bases.
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    wait = _retry_after(error)
+
+    def one_of(*known: str) -> bool:
+        return any(f"{library}.{name}" in names for library in ("openai", "dspy", "litellm") for name in known)
+
+    if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "Timeout"):
+        return TimedOut("The model did not answer in time.", remedy="Try again later, or allow a longer timeout.")
+    if one_of("RateLimitError", "LMRateLimitError"):
+        return RateLimited("The model's service says: too many requests.", remedy="Use fewer slots.", retry_after=wait)
+    if one_of("ContextWindowExceededError", "ContextLengthError", "LMContextLengthError"):
+        return BadAnswer("The prompt is longer than the model can read.", remedy="Shorten it.")
+    if one_of("AuthenticationError", "PermissionDeniedError", "LMAuthError", "AuthError"):
+        return Refused("The model's service refused the key.", remedy="Set the provider's API key.")
+    if one_of("NotConfiguredError", "LMNotConfiguredError"):
+        return Refused("The model's service has no key.", remedy="Set the provider's API key.")
+    if one_of("NotFoundError", "LMUnsupportedModelError", "UnsupportedModelError"):
+        return Refused("The model's service does not know this model.", remedy="Check its name and the base URL.")
+    if one_of("InternalServerError", "LMServerError", "ServerError", "ServiceUnavailableError"):
+        return Unavailable("The model's service failed.", remedy="Try again later.", retry_after=wait)
+    if one_of("APIConnectionError", "LMTransportError", "TransportError"):
+        return Unavailable("The model's service cannot be reached.", remedy="Check the base URL and the network.")
+    if one_of("APIResponseValidationError") or isinstance(error, json.JSONDecodeError):
+        return Unavailable("The model's service sent an answer that is not JSON.", remedy="Try again later.")
+    if one_of("BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"):
+        return Refused("The model's service refused the request.", remedy="Check the parameters and the messages.")
+    if one_of("APIStatusError", "LMProviderError", "ProviderError"):
+        return Refused(f"The model's service said no (HTTP {getattr(error, 'status_code', '?')}).")
+    if type(error).__name__ == "OpenAIError" and "openai.OpenAIError" in names:
+        return Refused("No key is set for the model's service.", remedy="Set OPENAI_API_KEY, or pass api_key.")
+    return None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for value in (getattr(error, "retry_after", None), headers.get("retry-after")):
+        try:
+            if value is not None and (seconds := float(value)) >= 0:
+                return seconds
+        except (TypeError, ValueError):  # an HTTP date: rare among model services; the ordinary wait will do
+            continue
+    return None

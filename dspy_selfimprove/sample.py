@@ -1,0 +1,88 @@
+"""Sample and EvalSpec: the plain records that the doors hand inwards.
+
+A door (Phoenix, a file) never hands on its own objects; it fills these. They hold no client, no frame and no method
+that reaches outside, so whatever comes after a door runs without the world behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, thaw
+from dspy_selfimprove.score import Score
+
+Direction: TypeAlias = Literal["maximize", "minimize", "neutral"]
+EvalKind: TypeAlias = Literal["LLM", "CODE", "HUMAN"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One exchange of production: what was asked, what was answered, and what is known of how good it was.
+
+    `chat_history` leaves the system prompt out: that is what will be improved; `prompt` names its version and
+    `variables` what was filled into it. `weight` undoes the bias of how the sample was drawn: 1 means drawn as
+    production has it.
+    """
+
+    id: str
+    chat_history: tuple[Message, ...]
+    output: Message
+    scores: Mapping[str, Score] = field(default_factory=FrozenDict)
+    variables: Mapping[str, str] = field(default_factory=FrozenDict)
+    prompt: str | None = None
+    trace_id: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    time: datetime | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chat_history", freeze_messages(self.chat_history))
+        object.__setattr__(self, "output", freeze(self.output))
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
+        object.__setattr__(self, "variables", freeze(self.variables))
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSpec:
+    """An evaluator as data: enough to say what it measures, to tell its versions apart and to build it again.
+
+    An LLM evaluator is its messages, its choices (label to number; None where a label carries none) and the model it
+    asks. A code evaluator is where to import it from (`source`, as `package.module:name`). Field names are Phoenix's
+    own. Not covered: the body of a code evaluator, and keys or addresses of a model (never recorded).
+    """
+
+    name: str
+    kind: EvalKind
+    optimization_direction: Direction = "maximize"
+    messages: tuple[Message, ...] = ()
+    template_format: Literal["mustache", "f-string"] = "mustache"
+    choices: Mapping[str, float | None] = field(default_factory=FrozenDict)
+    descriptions: Mapping[str, str] = field(default_factory=FrozenDict)
+    include_explanation: bool = True
+    provider: str | None = None
+    model: str | None = None
+    invocation_parameters: Mapping[str, Any] = field(default_factory=FrozenDict)
+    input_mapping: Mapping[str, str] = field(default_factory=FrozenDict)
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", freeze_messages(self.messages))
+        for name in ("choices", "descriptions", "invocation_parameters", "input_mapping"):
+            object.__setattr__(self, name, freeze(getattr(self, name)))
+
+    @property
+    def version(self) -> str:
+        """A hash of everything that can change a verdict."""
+        return digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        return {entry.name: thaw(getattr(self, entry.name)) for entry in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvalSpec:
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})

@@ -1,0 +1,60 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dspy_selfimprove.errors import SetupError
+from dspy_selfimprove.files import cache, definitions, home, replacing, writable, write_text
+
+
+def test_home_is_the_nearest_and_stays_out_of_git(tmp_path):
+    made = home(tmp_path)
+    assert made == tmp_path / ".selfimprove"
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    assert home(tmp_path / "deep" / "er") == made
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (made / "secret.jsonl").write_text("{}")
+    seen = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert seen.stdout == ""
+    assert made.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / ".selfimprove").write_text("a file where the folder should be")
+    with pytest.raises(SetupError, match=r"Cannot write to .*\.selfimprove") as caught:
+        home(tmp_path)
+    assert caught.value.remedy
+    with pytest.raises(SetupError):
+        writable(tmp_path / ".selfimprove" / "below")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "a" / "file.json"
+    write_text(path, "first")
+    with pytest.raises(RuntimeError, match="half-way"), replacing(path) as part:
+        part.write_text("second, unfinished")
+        raise RuntimeError("half-way")
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """/dev/full is the kernel's own full disk: every write to it fails as a full file system would."""
+    with pytest.raises(SetupError, match="No space left"), replacing(tmp_path / "file") as part:
+        part.unlink()
+        part.symlink_to("/dev/full")
+        with part.open("w") as stream:
+            stream.write("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_can_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSPY_SELFIMPROVE_CACHE", str(tmp_path / "cache"))
+    assert cache() == tmp_path / "cache"
+
+
+def test_definitions_are_found_beside_the_package():
+    assert (definitions("datasets") / "support_tickets").is_dir()
+    with pytest.raises(SetupError, match="nonsense/ folder is missing"):
+        definitions("nonsense")
