@@ -23,18 +23,16 @@ from dspy_selfimprove.errors import (
 def failure_of(error: BaseException) -> SelfImproveError | None:
     """What an exception means to us, found through whatever wraps it; None if it is nobody's failure but the code's.
 
-    The message names the kind of failure and never repeats what a service or a model wrote.
+    An error of our own anywhere in the chain is the answer. The message names the kind of failure and never repeats
+    what a service or a model wrote.
     """
-    seen: set[int] = set()
+    chain: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        if isinstance(link, SelfImproveError):
-            return link
-        if (found := _classified(link)) is not None:
-            return found
+    while link is not None and link not in chain:
+        chain.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return None
+    ours = next((link for link in chain if isinstance(link, SelfImproveError)), None)
+    return ours or next((found for link in chain if (found := _classified(link))), None)
 
 
 def _classified(error: BaseException) -> ModelError | None:
