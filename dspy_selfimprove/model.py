@@ -8,13 +8,13 @@ goes through one story, told once in `Caller._story` for threads and for asyncio
 
 What is sent is a chat-completion body. A request that carries its own body (`Config.extensions["openai_chat"]`) goes
 out unchanged, so production's messages, tools and parameters arrive as production sends them; any other DSPy request
-is put into that form by DSPy. `openai/...` goes through the official client, every other provider through LiteLLM,
-with the same body.
+is put into that form by DSPy. `openai/...`, and any server at an address of the user's that speaks the same protocol,
+goes through the official client; every other provider through LiteLLM, which takes the same body and translates it.
 
 What a failed call means is decided in outage.py.
 
 Not covered: streaming to the caller, the Responses API, a provider's own tools (web search and the like), and prices
-of calls a service charged for without answering.
+of calls a service charged for without answering. LiteLLM sends no tools unless the package `mcp` is installed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import threading
 import time
@@ -451,13 +452,20 @@ class _LiteLLMWire:
 
 
 def _litellm() -> Any:
-    from dspy.clients._litellm import get_litellm  # DSPy's loader keeps it from asking the network for a price list
+    # Without it, the first call spends seconds asking the network for a price list that we do not use.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+    import litellm
 
-    return get_litellm(feature="dspy_selfimprove.model")
+    return litellm
+
+
+# Servers that speak the official protocol at an address of the user's.
+_COMPATIBLE = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
 
 
 def _wire(model: Model) -> _OpenAIWire | _LiteLLMWire:
-    return _OpenAIWire(model) if model.provider == "openai" else _LiteLLMWire(model)
+    official = model.provider == "openai" or (model.provider in _COMPATIBLE and model.base_url is not None)
+    return _OpenAIWire(model) if official else _LiteLLMWire(model)
 
 
 _FINISH = {"tool_calls": "tool_call", "length": "length", "content_filter": "content_filter"}

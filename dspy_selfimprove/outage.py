@@ -15,6 +15,7 @@ from dspy_selfimprove.errors import (
     RateLimited,
     Refused,
     SelfImproveError,
+    SetupError,
     TimedOut,
     Unavailable,
 )
@@ -32,10 +33,12 @@ def failure_of(error: BaseException) -> SelfImproveError | None:
         chain.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     ours = next((link for link in chain if isinstance(link, SelfImproveError)), None)
-    return ours or next((found for link in chain if (found := _classified(link))), None)
+    # LiteLLM dresses a package it lacks as a connection that failed, so the innermost cause is asked for that first.
+    lacking = next((link for link in chain if isinstance(link, ModuleNotFoundError)), None)
+    return ours or next((found for link in (lacking, *chain) if link and (found := _classified(link))), None)
 
 
-def _classified(error: BaseException) -> ModelError | None:
+def _classified(error: BaseException) -> ModelError | SetupError | None:
     # DSPy's errors, lm15's and the official client's (which LiteLLM's extend) are all told apart by their bases.
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     wait = _retry_after(error)
@@ -43,6 +46,8 @@ def _classified(error: BaseException) -> ModelError | None:
     def one_of(*known: str) -> bool:
         return any(f"{library}.{name}" in names for library in ("openai", "dspy", "litellm") for name in known)
 
+    if isinstance(error, ModuleNotFoundError):
+        return SetupError(f"The model's client needs the package {error.name}.", remedy=f"pip install {error.name}")
     if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "Timeout"):
         return TimedOut("The model did not answer in time.", remedy="Try again later, or allow a longer timeout.")
     if one_of("RateLimitError", "LMRateLimitError"):
