@@ -13,7 +13,7 @@ fits() {
 
 wanted="install Python 3.11, 3.12 or 3.13, or name one as in 'make PYTHON=/path/to/python3.12 test'."
 if [ -n "${PYTHON:-}" ]; then
-    fits "$PYTHON" || fail "$PYTHON is not a Python from 3.11 to 3.13: $wanted"
+    fits "$PYTHON" || fail "$PYTHON is $("$PYTHON" -V 2>&1 | head -n 1), and 3.11, 3.12 or 3.13 is needed: $wanted"
 else
     for PYTHON in python3 python3.13 python3.12 python3.11 python; do
         fits "$PYTHON" && break
@@ -59,7 +59,7 @@ fi
 if ! wait "$pip"; then
     if grep -qiE 'No space left|Errno 28' "$log"; then
         fail "The disk is full: free about 1 GB, then run make again."
-    elif grep -qiE 'connection|resolve|unreachable|timed out' "$log"; then
+    elif grep -qiE 'Retrying|connection|resolve host|unreachable|timed out' "$log"; then
         fail "The packages could not be downloaded: connect to the network once, then run make again (details in $log)."
     fi
     fail "The packages could not be installed: $(grep -i '^error' "$log" | tail -n 1) (details in $log)."

@@ -1,0 +1,203 @@
+"""`make demo`: the whole job, as far as it is built, on the stand-in model. No key, no network.
+
+A support desk answers 300 tickets and is traced to a real Phoenix; three Phoenix evaluators judge the answers; their
+scores go back onto the spans. Run it again and it goes on where it was: tickets already answered and answers already
+judged are left alone. Phoenix stays up at the end, so that you can look; after ctrl-C or an error, nothing does.
+
+The model is a stand-in that only reads its prompt: the scores show that the machinery works, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from statistics import mean
+from typing import Any
+
+import support_desk
+from filelock import FileLock, Timeout
+from openai import OpenAI
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspy_selfimprove import files, instrument, track_evaluators
+from dspy_selfimprove.errors import PhoenixUnreachable, SelfImproveError, SetupError
+from dspy_selfimprove.rehearsal import Latency, RehearsalModel, serve
+from dspy_selfimprove.score import Score
+from dspy_selfimprove.telemetry import annotations, server
+from dspy_selfimprove.telemetry.annotations import Annotation
+
+PROJECT = "support-desk"
+TICKETS = 300
+MODEL = "rehearsal-worker"
+JUDGE = "rehearsal-judge"
+PATIENCE = 60.0  # seconds for spans to show up in Phoenix
+
+console = Console()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One demo at a time in this folder."""
+    lock = FileLock(files.home() / "demo.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SetupError("Another demo is running in this folder.", remedy="Wait for it to end.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def phoenix() -> Iterator[server.Phoenix]:
+    """This project's Phoenix. Started here, it stays up if all goes well, and goes down with the demo if not."""
+    was_running = server.status() is not None
+    try:
+        with console.status("Starting Phoenix ...") as status:
+            running = server.start(progress=status.update)
+        yield running
+    except BaseException:
+        if not was_running:
+            server.stop()
+        raise
+
+
+def answered(phoenix: server.Phoenix) -> dict[str, dict[str, Any]]:
+    """What Phoenix has of the desk's model calls, by ticket: the span, the conversation and the reply."""
+    from phoenix.client import Client
+    from phoenix.client.types.spans import SpanQuery
+
+    query = (
+        SpanQuery()
+        .where("span_kind == 'LLM' and status_code == 'OK'")
+        .select("metadata", input="input.value", output="output.value")
+    )
+    client = Client(base_url=phoenix.url, api_key=phoenix.api_key)
+    frame = client.spans.get_spans_dataframe(query=query, project_identifier=PROJECT, limit=100_000, timeout=60)
+    found = {}
+    for span_id, row in frame.iterrows():
+        messages = json.loads(row["input"])["messages"]
+        reply = json.loads(row["output"])["choices"][0]["message"]["content"]
+        turns = [f"{message['role']}: {message['content']}" for message in messages if message["role"] != "system"]
+        found[row["metadata"]["ticket"]] = {"span": str(span_id), "input": "\n\n".join(turns), "output": reply}
+    return found
+
+
+def answer_tickets(base_url: str, phoenix: server.Phoenix, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Have the desk answer what it has not answered yet; give back everything it ever answered, read from Phoenix."""
+    tickets = list(islice(support_desk.tickets(), TICKETS))
+    done = answered(phoenix)
+    waiting = [ticket for ticket in tickets if ticket["id"] not in done]
+    desk = progress.add_task("The desk answers tickets", total=TICKETS, completed=TICKETS - len(waiting))
+    if waiting:
+        client = OpenAI(base_url=base_url, api_key="none", max_retries=2)
+        with instrument(PROJECT, endpoint=phoenix.url, api_key=phoenix.api_key) as telemetry:
+            for _ in support_desk.serve(client, waiting, model=MODEL, tracer=telemetry.tracer):
+                progress.advance(desk)
+            if not telemetry.flush(timeout=PATIENCE):
+                raise PhoenixUnreachable("Phoenix stopped taking spans.", remedy="Run make demo again to go on.")
+    landing = progress.add_task("The traces arrive in Phoenix", total=TICKETS)
+    wanted, deadline = {ticket["id"] for ticket in tickets}, time.monotonic() + PATIENCE
+    while len(done := {name: row for name, row in answered(phoenix).items() if name in wanted}) < TICKETS:
+        progress.update(landing, completed=len(done))
+        if time.monotonic() > deadline:
+            raise PhoenixUnreachable("Some traces did not arrive in Phoenix.", remedy="Run make demo again to go on.")
+        time.sleep(0.5)
+    progress.update(landing, completed=TICKETS)
+    return done
+
+
+def judge(evaluator: Any, row: Mapping[str, Any]) -> Score:
+    """One verdict. A judge that fails leaves none: missing is not zero."""
+    from support_evaluators import POLICY
+
+    try:
+        (verdict,) = evaluator.evaluate({"policy": POLICY, "input": row["input"], "output": row["output"]})
+    except Exception as error:
+        return Score.missing(type(error).__name__)
+    return Score(verdict.score, label=verdict.label, feedback=verdict.explanation or "")
+
+
+def judge_answers(
+    base_url: str, rows: Mapping[str, Mapping[str, Any]], phoenix: server.Phoenix, progress: Progress
+) -> None:
+    """Judge every answer that has no verdict yet, and write the verdicts onto the spans."""
+    from support_evaluators import evaluators
+
+    where = {"endpoint": phoenix.url, "api_key": phoenix.api_key}
+    spans = [row["span"] for row in rows.values()]
+    known = {(found.span_id, found.name) for found in annotations.read(spans, project=PROJECT, **where)}
+    with track_evaluators(), ThreadPoolExecutor(8) as judges:
+        for name, evaluator in evaluators(base_url, JUDGE).items():
+            waiting = [row for row in rows.values() if (row["span"], name) not in known]
+            task = progress.add_task(f"Phoenix evaluates {name}", total=len(rows), completed=len(rows) - len(waiting))
+            verdicts = [(row["span"], judges.submit(judge, evaluator, row)) for row in waiting]
+            try:
+                scored = []
+                for span, verdict in verdicts:
+                    scored.append(Annotation(span, name, verdict.result(), kind="CODE" if name == "brevity" else "LLM"))
+                    progress.advance(task)
+            except BaseException:
+                judges.shutdown(cancel_futures=True)
+                raise
+            annotations.write(scored, **where)
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]], phoenix: server.Phoenix) -> Table:
+    """What landed, read back from Phoenix."""
+    spans = [row["span"] for row in rows.values()]
+    found = annotations.read(spans, project=PROJECT, endpoint=phoenix.url, api_key=phoenix.api_key)
+    table = Table("metric", "answers judged", "mean score", "no verdict", title="What landed in Phoenix")
+    for name in sorted({reading.name for reading in found}):
+        scores = [reading.score for reading in found if reading.name == name and reading.score is not None]
+        table.add_row(name, str(len(scores)), f"{mean(scores):.2f}", str(len(rows) - len(scores)))
+    return table
+
+
+def run() -> None:
+    with alone(), phoenix() as running, serve(RehearsalModel(seed=1), latency=Latency.lognormal(0.02)) as rehearsal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            rows = answer_tickets(rehearsal.url, running, progress)
+            judge_answers(rehearsal.url, rows, running, progress)
+        console.print(summary(rows, running))
+        lines: Iterable[str] = (
+            f"{len(rows)} conversations and their model calls are in the project [bold]{PROJECT}[/]:",
+            f"  {running.project_url(PROJECT)}",
+            f"The evaluators that ran are recorded in {files.home() / 'evaluators'}.",
+            "Phoenix stays up; `.venv/bin/dspy-selfimprove phoenix stop` ends it.",
+            "[dim]The model was a stand-in: these scores show that the machinery works, and nothing about a model.[/]",
+        )
+        console.print("\n".join(lines), soft_wrap=True)
+
+
+def main() -> None:
+    """Run it, with every mistake of the world as one sentence and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run()
+    except SelfImproveError as error:
+        console.print(f"[red]{error.problem}[/] {error.remedy}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("Interrupted. Nothing is left running; make demo goes on from here.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
