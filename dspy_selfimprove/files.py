@@ -22,14 +22,16 @@ from dspy_selfimprove.errors import SetupError
 HOME_NAME = ".selfimprove"
 
 
-def home(start: Path | None = None) -> Path:
-    """The project's `.selfimprove/`: the nearest one at or above `start`, else the one `start` would get.
-
-    It is made here, with a .gitignore that keeps production data out of commits.
-    """
+def nearest_home(start: Path | None = None) -> Path:
+    """The `.selfimprove/` at or nearest above `start`, else the one `start` would get. Makes nothing."""
     here = (start or Path.cwd()).absolute()
     near = (folder / HOME_NAME for folder in (here, *here.parents))
-    folder = next((candidate for candidate in near if candidate.is_dir()), here / HOME_NAME)
+    return next((folder for folder in near if folder.is_dir()), here / HOME_NAME)
+
+
+def home(start: Path | None = None) -> Path:
+    """The project's `.selfimprove/` (see `nearest_home`), made here with a .gitignore that keeps it out of commits."""
+    folder = nearest_home(start)
     writable(folder)
     if folder.stat().st_mode & 0o077 and folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)  # prompts and customers' words are in here

@@ -60,7 +60,10 @@ def alone() -> Iterator[None]:
 @contextmanager
 def phoenix() -> Iterator[server.Phoenix]:
     """This project's Phoenix. Started here, it stays up if all goes well, and goes down with the demo if not."""
-    was_running = server.status() is not None
+    try:
+        was_running = server.status() is not None
+    except PhoenixUnreachable:  # it was killed; start knows what to do
+        was_running = False
     try:
         with console.status("Starting Phoenix ...") as status:
             running = server.start(progress=status.update)

@@ -146,9 +146,7 @@ def test_the_front_of_ten_thousand_points_is_the_one_found_by_a_sweep() -> None:
 @given(tables(), st.data())
 def test_mixed_directions_are_flipped_signs(rows: Rows, data: st.DataObject) -> None:
     width = len(rows[0])
-    directions = data.draw(
-        st.lists(st.sampled_from(["maximize", "minimize"]), min_size=width, max_size=width)
-    )
+    directions = data.draw(st.lists(st.sampled_from(["maximize", "minimize"]), min_size=width, max_size=width))
     signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in directions])
     raw = np.array(rows) * signs
     turned = normalise(raw, directions)

@@ -64,9 +64,7 @@ def test_an_interval_holds_its_value_and_stays_within_the_bounds(values: list[fl
 @given(scores)
 def test_a_difference_changes_sign_with_its_sides(values: list[float]) -> None:
     other = values[::-1]
-    assert estimate_difference(values, other).value == pytest.approx(
-        -estimate_difference(other, values).value
-    )
+    assert estimate_difference(values, other).value == pytest.approx(-estimate_difference(other, values).value)
 
 
 def test_a_pair_with_one_score_missing_is_missing() -> None:
@@ -187,9 +185,7 @@ def test_only_the_ratios_of_weights_matter(pairs: list[tuple[float, float]]) -> 
     values, weights = zip(*pairs, strict=True)
     once = estimate_population(values, weights)
     scaled = estimate_population(values, [7.5 * w for w in weights])
-    assert (once.value, once.low, once.high) == pytest.approx(
-        (scaled.value, scaled.low, scaled.high), abs=1e-6
-    )
+    assert (once.value, once.low, once.high) == pytest.approx((scaled.value, scaled.low, scaled.high), abs=1e-6)
     assert 0.0 <= once.low <= once.value <= once.high <= 1.0
 
 
@@ -273,9 +269,7 @@ def test_evidence_depends_on_the_examples_and_not_on_their_order(values: list[fl
 
 @settings(steady, max_examples=60)
 @given(st.lists(st.sampled_from([-1.0, -0.3, 0.0, 0.2, 1.0, NAN]), max_size=60), st.integers(1, 999))
-def test_the_sequence_refutes_a_mean_exactly_when_its_evidence_says_so(
-    values: list[float], step: int
-) -> None:
+def test_the_sequence_refutes_a_mean_exactly_when_its_evidence_says_so(values: list[float], step: int) -> None:
     alpha, margin = 0.4, -1.0 + 2.0 * step / 1_000
     sequence = ConfidenceSequence(alpha)
     for value in values:
@@ -396,13 +390,9 @@ def test_ties_go_to_the_first_candidate() -> None:
 
 @steady
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1_000))
-def test_a_winner_with_holes_is_estimated_from_what_there_is(
-    examples: int, candidates: int, seed: int
-) -> None:
+def test_a_winner_with_holes_is_estimated_from_what_there_is(examples: int, candidates: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    table = np.where(
-        generator.random((examples, candidates)) < 0.4, NAN, generator.random((examples, candidates))
-    )
+    table = np.where(generator.random((examples, candidates)) < 0.4, NAN, generator.random((examples, candidates)))
     winner = estimate_winner(table)
     assert winner.estimate.n + winner.estimate.missing == examples
     assert (winner.index is None) == bool(np.isnan(table).all())
