@@ -7,11 +7,16 @@ judged are left alone. Phoenix stays up at the end, so that you can look; after 
 The model is a stand-in that only reads its prompt: the scores show that the machinery works, and nothing else.
 """
 
+# ruff: noqa: E402 - ctrl-C is answered from the first moment on, also while the rest is being imported
+
 from __future__ import annotations
 
-import json
 import signal
 import sys
+
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -82,14 +87,14 @@ def answered(phoenix: server.Phoenix) -> dict[str, dict[str, Any]]:
     query = (
         SpanQuery()
         .where("span_kind == 'LLM' and status_code == 'OK'")
-        .select("metadata", input="input.value", output="output.value")
+        .select("metadata", "input.value", "output.value")
     )
     client = Client(base_url=phoenix.url, api_key=phoenix.api_key)
     frame = client.spans.get_spans_dataframe(query=query, project_identifier=PROJECT, limit=100_000, timeout=60)
     found = {}
     for span_id, row in frame.iterrows():
-        messages = json.loads(row["input"])["messages"]
-        reply = json.loads(row["output"])["choices"][0]["message"]["content"]
+        messages = json.loads(row["input.value"])["messages"]
+        reply = json.loads(row["output.value"])["choices"][0]["message"]["content"]
         turns = [f"{message['role']}: {message['content']}" for message in messages if message["role"] != "system"]
         found[row["metadata"]["ticket"]] = {"span": str(span_id), "input": "\n\n".join(turns), "output": reply}
     return found
@@ -180,7 +185,7 @@ def run() -> None:
             judge_answers(rehearsal.url, rows, running, progress)
         console.print(summary(rows, running))
         lines: Iterable[str] = (
-            f"{len(rows)} conversations and their model calls are in the project [bold]{PROJECT}[/]:",
+            f"{len(rows)} conversations are in the project [bold]{PROJECT}[/]; the scores are on each ChatCompletion:",
             f"  {running.project_url(PROJECT)}",
             f"The evaluators that ran are recorded in {files.home() / 'evaluators'}.",
             "Phoenix stays up; `.venv/bin/dspy-selfimprove phoenix stop` ends it.",
@@ -191,6 +196,7 @@ def run() -> None:
 
 def main() -> None:
     """Run it, with every mistake of the world as one sentence and an exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run()

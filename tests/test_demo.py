@@ -1,0 +1,149 @@
+"""`make demo` as a user runs it: a real Phoenix, a real server, real spans; read back through Phoenix's own API."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from phoenix.client import Client
+
+from dspy_selfimprove.telemetry import server
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def project(tmp_path_factory):
+    """A folder of its own, whose Phoenix is stopped in the end whatever the demo did."""
+    folder = tmp_path_factory.mktemp("demo")
+    try:
+        yield folder
+    finally:
+        server.stop(folder / ".selfimprove")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with project(tmp_path_factory) as folder:
+        yield folder
+
+
+def start(folder):
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, str(DEMO)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run(folder):
+    with start(folder) as demo:
+        said, _ = demo.communicate(timeout=240)
+    return demo.returncode, said
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    code, said = run(folder)
+    assert code == 0, said
+    return said
+
+
+def test_it_says_what_landed_and_where_to_look(said, folder):
+    for metric in ("brevity", "compliance", "helpfulness"):
+        assert re.search(rf"{metric}\s*│ 300\s*│ 0\.\d\d\s*│ 0", said), said
+    phoenix = server.status(folder / ".selfimprove")
+    assert phoenix is not None, "Phoenix stays up so that the user can look"
+    assert phoenix.project_url("support-desk") in said
+
+
+def test_spans_nested_spans_and_annotations_are_in_phoenix(said, folder):
+    client = Client(base_url=server.status(folder / ".selfimprove").url)
+    spans, calls = (
+        client.spans.get_spans(project_identifier="support-desk", span_kind=kind, limit=1_000, timeout=60)
+        for kind in ("CHAIN", "LLM")
+    )
+    assert len(spans) == len(calls) == 300
+    parents = {span["context"]["span_id"]: span for span in spans}
+    tickets = set()
+    for call in calls:
+        parent = parents[call["parent_id"]]
+        assert parent["context"]["trace_id"] == call["context"]["trace_id"]
+        assert parent["attributes"]["output.value"] == call["attributes"]["llm.output_messages.0.message.content"]
+        assert call["attributes"]["session.id"] == parent["attributes"]["session.id"]
+        assert call["attributes"]["user.id"].startswith("C")
+        tickets.add(call["attributes"]["session.id"])
+    assert len(tickets) == 300
+    some = [call["context"]["span_id"] for call in calls[:100]]
+    annotations = client.spans.get_span_annotations(span_ids=some, project_identifier="support-desk", limit=1_000)
+    assert len(annotations) == 300
+    assert {each["name"] for each in annotations} == {"brevity", "compliance", "helpfulness"}
+    judged = [each for each in annotations if each["annotator_kind"] == "LLM"]
+    assert all(each["result"]["label"] and each["result"]["explanation"] for each in judged)
+    kept = {path.name.split(".")[0] for path in (folder / ".selfimprove" / "evaluators").iterdir()}
+    assert kept == {"brevity", "compliance", "helpfulness"}
+
+
+def test_a_second_run_adds_nothing(said, folder):
+    code, again = run(folder)
+    assert code == 0
+    table = re.search(r"What landed.*?└", said, re.DOTALL)[0]
+    assert table in again
+    client = Client(base_url=server.status(folder / ".selfimprove").url)
+    assert len(client.spans.get_spans(project_identifier="support-desk", limit=1_000, timeout=60)) == 600
+
+
+def test_a_second_demo_at_the_same_time_is_refused(said, folder):
+    with start(folder) as first:
+        time.sleep(1.5)
+        code, second = run(folder)
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert (code, second.strip()) == (1, "Another demo is running in this folder. Wait for it to end.")
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.0, 6.0])
+def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path_factory, seconds):
+    with project(tmp_path_factory) as folder:
+        with start(folder) as demo:
+            time.sleep(seconds)
+            demo.send_signal(signal.SIGINT)
+            said, _ = demo.communicate(timeout=60)
+        if demo.returncode == 0:
+            pytest.skip("the demo was done before the signal came")
+        assert "Traceback" not in said
+        assert demo.returncode in (130, -signal.SIGINT)
+        assert server.status(folder / ".selfimprove") is None
+
+
+def test_phoenix_killed_in_the_middle_is_one_sentence_and_the_next_run_goes_on(tmp_path_factory):
+    with project(tmp_path_factory) as folder:
+        with start(folder) as demo:
+            while (phoenix := running(folder)) is None:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            os.kill(phoenix.pid, signal.SIGKILL)
+            said, _ = demo.communicate(timeout=120)
+        assert demo.returncode == 1, said
+        assert "Traceback" not in said
+        assert "Phoenix" in said
+        code, said = run(folder)
+        assert code == 0, said
+        assert len(re.findall(r"│ 300\s*│ 0\.\d\d\s*│ 0", said)) == 3
+
+
+def running(folder):
+    try:
+        return server.status(folder / ".selfimprove")
+    except Exception:
+        return None
