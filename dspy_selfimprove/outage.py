@@ -20,6 +20,8 @@ from dspy_selfimprove.errors import (
     Unavailable,
 )
 
+LIBRARIES = ("openai", "dspy", "litellm", "httpx")
+
 
 def failure_of(error: BaseException) -> SelfImproveError | None:
     """What an exception means to us, found through whatever wraps it; None if it is nobody's failure but the code's.
@@ -44,11 +46,11 @@ def _classified(error: BaseException) -> ModelError | SetupError | None:
     wait = _retry_after(error)
 
     def one_of(*known: str) -> bool:
-        return any(f"{library}.{name}" in names for library in ("openai", "dspy", "litellm") for name in known)
+        return any(f"{library}.{name}" in names for library in LIBRARIES for name in known)
 
     if isinstance(error, ModuleNotFoundError):
         return SetupError(f"The model's client needs the package {error.name}.", remedy=f"pip install {error.name}")
-    if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "Timeout"):
+    if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "TimeoutException", "Timeout"):
         return TimedOut("The model did not answer in time.", remedy="Try again later, or allow a longer timeout.")
     if one_of("RateLimitError", "LMRateLimitError"):
         return RateLimited("The model's service says: too many requests.", remedy="Use fewer slots.", retry_after=wait)
@@ -68,6 +70,8 @@ def _classified(error: BaseException) -> ModelError | SetupError | None:
         return Unavailable("The model's service sent an answer that is not JSON.", remedy="Try again later.")
     if one_of("BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"):
         return Refused("The model's service refused the request.", remedy="Check the parameters and the messages.")
+    if one_of("LMProviderError", "ProviderError") and getattr(error, "status", None) == 200:
+        return Unavailable("The model's service sent an answer that cannot be read.", remedy="Try again later.")
     if one_of("APIStatusError", "LMProviderError", "ProviderError"):
         return Refused(f"The model's service said no (HTTP {getattr(error, 'status_code', '?')}).")
     if type(error).__name__ == "OpenAIError" and "openai.OpenAIError" in names:
@@ -77,9 +81,10 @@ def _classified(error: BaseException) -> ModelError | SetupError | None:
 
 def _retry_after(error: BaseException) -> float | None:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    for value in (getattr(error, "retry_after", None), headers.get("retry-after")):
+    exact = headers.get("retry-after-ms")
+    for value, unit in ((getattr(error, "retry_after", None), 1), (exact, 1000), (headers.get("retry-after"), 1)):
         try:
-            if value is not None and (seconds := float(value)) >= 0:
+            if value is not None and (seconds := float(value) / unit) >= 0:
                 return seconds
         except (TypeError, ValueError):  # an HTTP date: rare among model services; the ordinary wait will do
             continue

@@ -1,4 +1,4 @@
-"""What ships in datasets/ and metrics/: the cards tell the truth, and a Phoenix evaluator can be made of each metric."""
+"""What ships in datasets/ and metrics/: the cards tell the truth, and the metric files speak Phoenix's fields."""
 
 import hashlib
 import json

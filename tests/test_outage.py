@@ -35,6 +35,9 @@ def status(code, headers=None):
         (openai.APITimeoutError(REQUEST), TimedOut),
         (openai.APIConnectionError(request=REQUEST), Unavailable),
         (json.JSONDecodeError("x", "doc", 0), Unavailable),
+        (httpx.RemoteProtocolError("torn"), Unavailable),
+        (httpx.ReadTimeout("slow"), TimedOut),
+        (lm15.ProviderError("not JSON", status=200), Unavailable),
         (lm15.RateLimitError("x", retry_after=3), RateLimited),
         (lm15.TimeoutError("x"), TimedOut),
         (lm15.ServerError("x"), Unavailable),
@@ -61,6 +64,7 @@ def test_what_the_service_wrote_stays_out_of_the_message():
 
 def test_retry_after_is_read_from_the_header_or_the_error():
     assert failure_of(status(429, {"retry-after": "3"})).retry_after == 3
+    assert failure_of(status(429, {"retry-after": "1", "retry-after-ms": "250"})).retry_after == 0.25
     assert failure_of(status(429, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"})).retry_after is None
     assert failure_of(lm15.RateLimitError("x", retry_after=7)).retry_after == 7
 
