@@ -52,14 +52,17 @@ class EvalSpec:
 
     An LLM evaluator is its messages, its choices (label to number; None where a label carries none) and the model it
     asks. A code evaluator is where to import it from (`source`, as `package.module:name`). Field names are Phoenix's
-    own. Not covered: the body of a code evaluator, and keys or addresses of a model (never recorded).
+    own. A `template_format` of None means that each text shows its own, which is how Phoenix reads a list that mixes
+    them. `unrecorded` names what data cannot hold (a function in the input mapping, the arguments of a class): if it is
+    not empty, one built again may judge otherwise. Not covered: the body of a code evaluator, and keys or addresses of
+    a model (never recorded).
     """
 
     name: str
     kind: EvalKind
     optimization_direction: Direction = "maximize"
     messages: tuple[Message, ...] = ()
-    template_format: Literal["mustache", "f-string"] = "mustache"
+    template_format: Literal["mustache", "f-string"] | None = "mustache"
     choices: Mapping[str, float | None] = field(default_factory=FrozenDict)
     descriptions: Mapping[str, str] = field(default_factory=FrozenDict)
     include_explanation: bool = True
@@ -68,16 +71,23 @@ class EvalSpec:
     invocation_parameters: Mapping[str, Any] = field(default_factory=FrozenDict)
     input_mapping: Mapping[str, str] = field(default_factory=FrozenDict)
     source: str | None = None
+    unrecorded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", freeze_messages(self.messages))
-        for name in ("choices", "descriptions", "invocation_parameters", "input_mapping"):
+        for name in ("choices", "descriptions", "invocation_parameters", "input_mapping", "unrecorded"):
             object.__setattr__(self, name, freeze(getattr(self, name)))
 
     @property
     def version(self) -> str:
-        """A hash of everything that can change a verdict."""
-        return digest(self.to_json())
+        """A hash of everything that can change a verdict; the order in which choices are offered is part of it.
+
+        What is left at its default is left out, so that a field added later gives no evaluator a new version.
+        """
+        usual = EvalSpec(self.name, self.kind).to_json()
+        chosen = {name: value for name, value in self.to_json().items() if value != usual[name]}
+        about = {"name": self.name, "kind": self.kind, **chosen}
+        return digest({**about, "choices": [list(choice) for choice in self.choices.items()]})
 
     def to_json(self) -> dict[str, Any]:
         return {entry.name: thaw(getattr(self, entry.name)) for entry in fields(self)}

@@ -526,7 +526,7 @@ def _base(url: str) -> str:
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
-            f"{url!r} is not the address of a Phoenix.",
+            "That is not the address of a Phoenix.",  # not repeated: it may hold a password
             remedy=f"Write it like http://localhost:{PORT} (see {ENDPOINT_VARIABLE}).",
         )
     return base
