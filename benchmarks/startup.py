@@ -1,4 +1,4 @@
-"""What starting costs: importing the package, and the command line's help, beside a bare interpreter in the same run."""
+"""What starting costs: importing the package, and `--help`, beside a bare interpreter in the same run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.pareto import choose, contributions, dominates, front, hypervolume, normalise, ranks
 
 NAN = math.nan
-steady = settings(deadline=None, derandomize=True)
 GRID = 4
 Rows = list[list[float]]
 
@@ -47,7 +46,6 @@ def cells(rows: Rows) -> int:
 # --- dominance and the front ---
 
 
-@steady
 @given(tables())
 def test_dominance_is_its_definition(rows: Rows) -> None:
     for a in rows:
@@ -55,7 +53,6 @@ def test_dominance_is_its_definition(rows: Rows) -> None:
             assert dominates(a, b) == beats(a, b)
 
 
-@steady
 @given(tables())
 def test_front_members_are_mutually_non_dominated_and_every_other_is_dominated_by_one(rows: Rows) -> None:
     members = front(rows).tolist()
@@ -65,7 +62,6 @@ def test_front_members_are_mutually_non_dominated_and_every_other_is_dominated_b
         assert any(beats(rows[i], rows[outsider]) for i in members)
 
 
-@steady
 @given(tables(rows=40))
 def test_ranks_are_the_fronts_peeled_one_by_one(rows: Rows) -> None:
     expected = [-1] * len(rows)
@@ -78,7 +74,6 @@ def test_ranks_are_the_fronts_peeled_one_by_one(rows: Rows) -> None:
     assert ranks(rows).tolist() == expected
 
 
-@steady
 @given(tables(), st.integers(0, 4))
 def test_a_point_that_lacks_an_objective_never_dominates_one_that_has_it(rows: Rows, objective: int) -> None:
     objective %= len(rows[0])
@@ -88,7 +83,6 @@ def test_a_point_that_lacks_an_objective_never_dominates_one_that_has_it(rows: R
                 assert not dominates(a, b)
 
 
-@steady
 @given(tables(), st.randoms(use_true_random=False))
 def test_the_order_of_points_does_not_matter(rows: Rows, random: Random) -> None:
     order = list(range(len(rows)))
@@ -142,7 +136,6 @@ def test_the_front_of_ten_thousand_points_is_the_one_found_by_a_sweep() -> None:
 # --- directions ---
 
 
-@steady
 @given(tables(), st.data())
 def test_mixed_directions_are_flipped_signs(rows: Rows, data: st.DataObject) -> None:
     width = len(rows[0])
@@ -168,13 +161,11 @@ def test_normalising_nothing_keeps_the_number_of_objectives() -> None:
 # --- hypervolume ---
 
 
-@steady
 @given(tables(rows=10))
 def test_hypervolume_is_the_number_of_cells(rows: Rows) -> None:
     assert hypervolume(rows, [0.0] * len(rows[0])) == pytest.approx(cells(rows))
 
 
-@steady
 @given(tables(rows=9), st.data())
 def test_hypervolume_never_falls_when_a_point_is_added(rows: Rows, data: st.DataObject) -> None:
     width = len(rows[0])
@@ -185,7 +176,7 @@ def test_hypervolume_never_falls_when_a_point_is_added(rows: Rows, data: st.Data
     assert hypervolume([*rows, added], reference) >= before - 1e-9 * (1.0 + before)
 
 
-@settings(steady, max_examples=60)
+@settings(max_examples=60)
 @given(tables(rows=9))
 def test_a_contribution_is_what_is_lost_without_the_point(rows: Rows) -> None:
     origin = [0.0] * len(rows[0])
@@ -244,7 +235,6 @@ def test_ties_go_to_the_first_unless_another_is_better_elsewhere() -> None:
     assert choose([[0.8, 0.5], [0.8, 0.6]], objective=0) == 1
 
 
-@steady
 @given(tables(), st.data())
 def test_the_choice_qualifies_and_no_other_that_qualifies_is_better(rows: Rows, data: st.DataObject) -> None:
     width = len(rows[0])

@@ -25,7 +25,6 @@ from dspy_selfimprove.statistics import (
 )
 
 NAN = math.nan
-steady = settings(deadline=None, derandomize=True)
 Floats = NDArray[np.float64]
 Races = Callable[[np.random.Generator, tuple[int, int]], Floats]
 
@@ -41,7 +40,6 @@ def coverage(draw: Callable[[int], Estimate], truth: float, times: int) -> float
 # --- one mean and the paired difference ---
 
 
-@steady
 @given(holed)
 def test_missing_is_left_out_and_counted_never_a_zero(values: list[float]) -> None:
     observed = [v for v in values if not math.isnan(v)]
@@ -52,7 +50,6 @@ def test_missing_is_left_out_and_counted_never_a_zero(values: list[float]) -> No
         assert estimate == replace(estimate_mean(observed), missing=estimate.missing)
 
 
-@steady
 @given(scores, st.integers(0, 5))
 def test_an_interval_holds_its_value_and_stays_within_the_bounds(values: list[float], seed: int) -> None:
     estimate = estimate_mean(values, seed=seed)
@@ -60,7 +57,6 @@ def test_an_interval_holds_its_value_and_stays_within_the_bounds(values: list[fl
     assert estimate == estimate_mean(values, seed=seed)
 
 
-@steady
 @given(scores)
 def test_a_difference_changes_sign_with_its_sides(values: list[float]) -> None:
     other = values[::-1]
@@ -179,7 +175,6 @@ def test_strata_of_one_are_as_wide_as_no_strata() -> None:
     )
 
 
-@steady
 @given(st.lists(st.tuples(st.floats(0.0, 1.0), st.floats(0.01, 100.0)), min_size=1, max_size=20))
 def test_only_the_ratios_of_weights_matter(pairs: list[tuple[float, float]]) -> None:
     values, weights = zip(*pairs, strict=True)
@@ -259,7 +254,6 @@ def test_a_margin_asks_for_more() -> None:
     assert evidence(races)[-1] > evidence(races, margin=0.05)[-1] > 1.0 > evidence(races, margin=0.15)[-1]
 
 
-@steady
 @given(st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_evidence_depends_on_the_examples_and_not_on_their_order(values: list[float], random: Random) -> None:
     shuffled = list(values)
@@ -267,7 +261,7 @@ def test_evidence_depends_on_the_examples_and_not_on_their_order(values: list[fl
     assert evidence(shuffled)[-1] == pytest.approx(evidence(values)[-1])
 
 
-@settings(steady, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([-1.0, -0.3, 0.0, 0.2, 1.0, NAN]), max_size=60), st.integers(1, 999))
 def test_the_sequence_refutes_a_mean_exactly_when_its_evidence_says_so(values: list[float], step: int) -> None:
     alpha, margin = 0.4, -1.0 + 2.0 * step / 1_000
@@ -388,7 +382,6 @@ def test_ties_go_to_the_first_candidate() -> None:
     assert estimate_winner(table).index == 0
 
 
-@steady
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1_000))
 def test_a_winner_with_holes_is_estimated_from_what_there_is(examples: int, candidates: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -1,0 +1,23 @@
+"""The examples that are not the demo: each runs as its docstring says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dspy_selfimprove.rehearsal import RehearsalModel, serve
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_the_support_desk_answers_without_a_phoenix_and_says_only_its_answers(tmp_path):
+    with serve(RehearsalModel(seed=1)) as rehearsal:
+        environment = {**os.environ, "OPENAI_BASE_URL": rehearsal.url, "OPENAI_API_KEY": "none"}
+        command = [sys.executable, str(EXAMPLES / "support_desk.py"), "--tickets", "3"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert rehearsal.counts().answers == 3
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nT0") + done.stdout.startswith("T0") == 3
+    assert "Traceback" not in done.stderr
