@@ -5,16 +5,16 @@ be read as one. It is honest in one respect that matters: it sees only the text 
 
     rule.py       the language: how a behaviour is asked for, forbidden, performed and recognised
     catalogue.py  the behaviours and topics it knows; not which of them matter
-    temper.py     how reliable it is
-    world.py      which of them matter: hidden tasks drawn by seed, with computable truth
     reading.py    what a request says: role, form, inputs, demonstrations
+    temper.py     how reliable it is
     worker.py     answers; follows what the prompt states, not perfectly
     judge.py      scores an answer by the criteria its own prompt contains, and explains
     coach.py      reads a prompt with its feedback and proposes a better one
     model.py      the three roles behind one call
-    fault.py      how long an answer takes, and what goes wrong
-    engine.py     behind DSPy, in this process
-    server.py     behind the OpenAI protocol, on this machine
+    fault.py, engine.py, server.py   the call as a service: latency, faults, counters; in process and over HTTP
+    world.py      which behaviours matter: hidden tasks drawn by seed
+    ticket.py     what the customers of a world write
+    truth.py      the exact expected scores of any prompt in a world
 
 Names are loaded when first used, so importing the package costs nothing.
 """

@@ -173,7 +173,9 @@ def _brief(reading: Reading) -> _Brief:
 
 def _step(inputs: Mapping[str, str], instructions: str) -> Step:
     said = " ".join(text for name, text in inputs.items() if _STEP_FIELD.fullmatch(name) and len(text) < 400)
-    said = said or " ".join(re.findall(r"[^.\n]*\b(?:step|change|edit)s?\b[^.\n]*", instructions))
+    said = said or " ".join(
+        line for line in re.split(r"[.\n]", instructions) if re.search(r"\b(step|change|edit)s?\b", line)
+    )
     if re.search(r"\b(bold|radical|large|big|rethink|sweeping|major)\b", said, re.IGNORECASE):
         return "bold"
     if re.search(r"\b(small|minimal|tiny|slight|one thing|incremental)\b", said, re.IGNORECASE):

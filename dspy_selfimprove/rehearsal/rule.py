@@ -67,6 +67,7 @@ class Rule:
     number of words; what fills a slot has a known number of words too (SLOT_WORDS, otherwise one). `missed` and
     `overdone` are a judge's words for a reply that lacks it or has it, and differ from `asks`, so that whoever reads
     them has to translate. `topics` is where it applies (None: everywhere), `natural` how often a model does it unasked.
+    Patterns (`seen`) are matched against lower case.
     """
 
     name: str
@@ -258,7 +259,7 @@ class Lexicon:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules: dict[str, Rule] = {rule.name: rule for rule in rules}
-        self._seen = [(rule.name, re.compile(rule.seen, re.IGNORECASE)) for rule in self.rules.values() if rule.does]
+        self._seen = [(rule.name, re.compile(rule.seen)) for rule in self.rules.values() if rule.does]
         self._sentence = lru_cache(maxsize=50_000)(self._read)
 
     def _read(self, sentence: str) -> tuple[Mention, ...]:
@@ -291,7 +292,8 @@ class Lexicon:
 
     def shown(self, reply: str) -> frozenset[str]:
         """The behaviours a reply shows."""
-        return frozenset(name for name, pattern in self._seen if pattern.search(reply))
+        lowered = plain(reply)
+        return frozenset(name for name, pattern in self._seen if pattern.search(lowered))
 
 
 def _merge(items: list[Mention]) -> Statement:

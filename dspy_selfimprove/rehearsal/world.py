@@ -36,7 +36,6 @@ from dspy_selfimprove.message import FrozenDict, digest
 from dspy_selfimprove.prompt import fill, slots_of
 from dspy_selfimprove.rehearsal import truth
 from dspy_selfimprove.rehearsal.catalogue import ANSWER, ATTRIBUTES, FOUND, MISSING, QUERY, RULE, SUPPORT, TOPIC, TOPICS
-from dspy_selfimprove.rehearsal.catalogue import stated as stated_in
 from dspy_selfimprove.rehearsal.judge import Criterion
 from dspy_selfimprove.rehearsal.rule import Rule, Task
 from dspy_selfimprove.rehearsal.temper import Temper
@@ -674,8 +673,3 @@ def _mediocre_retrieval(criteria: Sequence[Criterion], dice: random.Random) -> d
         ),
         "answer": " ".join(["Answer the question with the help of the context.", *answer]),
     }
-
-
-def states_nothing(text: str) -> bool:
-    """Whether a text asks for no behaviour at all: what every frame around the rules must hold."""
-    return not stated_in(text)
