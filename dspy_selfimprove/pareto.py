@@ -128,9 +128,7 @@ def choose(
     """
     points = _points(values)
     if (objective is None) == (weights is None):
-        raise UsageError(
-            "A choice needs either an objective or weights.", remedy="Give exactly one of the two."
-        )
+        raise UsageError("A choice needs either an objective or weights.", remedy="Give exactly one of the two.")
     count = points.shape[1]
     if objective is not None:
         preference = np.zeros(count)
@@ -145,9 +143,7 @@ def choose(
     qualifies = np.isfinite(points[:, wanted]).all(axis=1)
     for index, floor in (floors or {}).items():
         if not np.isfinite(floor):
-            raise UsageError(
-                f"A floor of {floor} excludes or allows everything.", remedy="Give a finite floor."
-            )
+            raise UsageError(f"A floor of {floor} excludes or allows everything.", remedy="Give a finite floor.")
         qualifies &= points[:, _objective(index, count)] >= floor  # False where missing
     eligible = np.flatnonzero(qualifies)
     if not eligible.size:

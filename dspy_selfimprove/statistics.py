@@ -140,9 +140,7 @@ def estimate_population(
     weight = _weights(weights, column)
     confidence = _level(level)
     if strata is not None and len(strata) != len(column):
-        raise UsageError(
-            f"{len(strata)} strata do not fit {len(column)} values.", remedy="Give one stratum per value."
-        )
+        raise UsageError(f"{len(strata)} strata do not fit {len(column)} values.", remedy="Give one stratum per value.")
     seen = ~np.isnan(column)
     missing = int((~seen).sum())
     if not seen.any():
@@ -239,15 +237,11 @@ class ConfidenceSequence:
     _total: float = field(default=0.0, repr=False)
     # For each end: how many means of the grid are refuted, and what each bet has made against each mean.
     _refuted: tuple[int, int] = field(default=(0, 0), repr=False)
-    _capital: Floats = field(
-        default_factory=lambda: np.tile(_SHARES[:, None], (2, 1, len(_MEANS))), repr=False
-    )
+    _capital: Floats = field(default_factory=lambda: np.tile(_SHARES[:, None], (2, 1, len(_MEANS))), repr=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha < 1.0:
-            raise UsageError(
-                f"An alpha of {self.alpha} is not a chance of error.", remedy="Say 0.05, for instance."
-            )
+            raise UsageError(f"An alpha of {self.alpha} is not a chance of error.", remedy="Say 0.05, for instance.")
         if self.side not in ("both", "above", "below"):
             raise UsageError(f"{self.side!r} is not a side.", remedy='Say "both", "above" or "below".')
         _range(self.bounds)
@@ -258,9 +252,7 @@ class ConfidenceSequence:
             return replace(self, missing=self.missing + 1)
         low, high = self.bounds
         if not low <= value <= high:
-            raise UsageError(
-                f"{value} lies outside the bounds {self.bounds}.", remedy="Scale it, or widen the bounds."
-            )
+            raise UsageError(f"{value} lies outside the bounds {self.bounds}.", remedy="Scale it, or widen the bounds.")
         unit = (value - low) / (high - low)
         with np.errstate(over="ignore"):
             capital = self._capital * (_KEPT + np.array([unit, 1.0 - unit])[:, None, None] * _STAKE_PER_MEAN)
@@ -371,9 +363,7 @@ def _beta_interval(mean: float, variance: float, *, effective: float, level: flo
     return min(low, mean), max(high, mean)
 
 
-def _scaled(
-    mean: float, ends: tuple[float, float], bounds: Bounds, level: float, n: int, missing: int
-) -> Estimate:
+def _scaled(mean: float, ends: tuple[float, float], bounds: Bounds, level: float, n: int, missing: int) -> Estimate:
     low, high = bounds
     value, start, end = (low + (high - low) * unit for unit in (mean, *ends))
     return Estimate(value, start, end, level, n, missing)
@@ -392,17 +382,13 @@ def _numbers(values: ArrayLike) -> Floats:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise UsageError(
-            "The values are not numbers.", remedy="Give numbers, and NaN where one is missing."
-        ) from None
+        raise UsageError("The values are not numbers.", remedy="Give numbers, and NaN where one is missing.") from None
 
 
 def _column(values: ArrayLike, bounds: Bounds) -> Floats:
     array = _numbers(values)
     if array.ndim != 1:
-        raise UsageError(
-            f"Values of shape {array.shape} are not one column.", remedy="Give one value per example."
-        )
+        raise UsageError(f"Values of shape {array.shape} are not one column.", remedy="Give one value per example.")
     _within(array, bounds)
     return array
 
@@ -411,9 +397,7 @@ def _within(array: Floats, bounds: Bounds) -> None:
     _range(bounds)
     low, high = bounds
     if ((array < low) | (array > high)).any():
-        raise UsageError(
-            f"A value lies outside the bounds {bounds}.", remedy="Scale it, or widen the bounds."
-        )
+        raise UsageError(f"A value lies outside the bounds {bounds}.", remedy="Scale it, or widen the bounds.")
 
 
 def _range(bounds: Bounds) -> None:
@@ -431,9 +415,7 @@ def _weights(weights: ArrayLike | None, values: Floats) -> Floats:
             remedy="Give one weight per value.",
         )
     if not (np.isfinite(array) & (array > 0.0)).all():
-        raise UsageError(
-            "A weight is not above zero.", remedy="Leave out the examples that should not count."
-        )
+        raise UsageError("A weight is not above zero.", remedy="Leave out the examples that should not count.")
     return array
 
 

@@ -527,7 +527,8 @@ def _slip(edits: list[_Edit], brief: _Brief, standing: Mapping[str, Statement], 
         rule = RULE[first.rule]
         turned = _Edit(first.rule, "ask", rule.asks[0].text) if first.kind != "ask" else None
         return [turned or _Edit(first.rule, "forbid", dice.choice(rule.forbids)), *rest]
-    names = [rule.name for rule in BY_TASK[brief.task or "support"] if rule.name not in standing]
+    known = {*standing, *(edit.rule for edit in edits)}
+    names = [rule.name for rule in BY_TASK[brief.task or "support"] if rule.name not in known]
     return [*edits, _edit(dice.choice(names), 1.0, None, dice)] if names else edits
 
 
