@@ -3,7 +3,7 @@
 Workers, judges and the coach draw on the same cap. A call is *reserved* before it starts, with what it may cost, and
 *settled* with what it did cost; a reservation that would cross a cap is refused. So spending can pass a cap only by
 what calls already in flight cost beyond their reservation, never by a new call. Time is checked at each reservation
-and does not interrupt a call.
+and does not interrupt a call; a resumed run gets its time anew.
 
 Not covered: what a service charges for calls that failed without saying so; and two processes sharing one cap.
 """
@@ -36,7 +36,7 @@ class Budget:
     def __post_init__(self) -> None:
         for entry in fields(self):
             cap = getattr(self, entry.name)
-            if cap is not None and not (math.isfinite(cap) and cap > 0):
+            if cap is not None and not (isinstance(cap, int | float) and math.isfinite(cap) and cap > 0):
                 raise UsageError(
                     f"A budget of {cap!r} {entry.name} is not a positive number.",
                     remedy="Leave it out for no cap.",
@@ -91,7 +91,7 @@ class Ledger:
         """Room for one call that may use so much; BudgetExhausted if a cap has none left."""
         asked = Spend(1, tokens, dollars)
         with self._lock:
-            self._refuse_over(self._total() + self._held + asked)
+            self._refuse_over(asked)
             self._count += 1
             reservation = Reservation(self._count, role, asked)
             self._open[reservation.number] = reservation
@@ -105,7 +105,7 @@ class Ledger:
             self._spent[reservation.role] += Spend(1, tokens, dollars)
 
     def release(self, reservation: Reservation) -> None:
-        """The call never reached the service; nothing was used."""
+        """The call failed and was not charged."""
         with self._lock:
             self._close(reservation)
 
@@ -142,12 +142,20 @@ class Ledger:
             raise UsageError("This reservation was closed before.", remedy="Settle or release each one once.")
         self._held -= reservation.held
 
-    def _refuse_over(self, after: Spend) -> None:
-        limits = {"calls": after.calls, "tokens": after.tokens, "dollars": after.dollars}
-        for name, would in limits.items():
+    def _refuse_over(self, asked: Spend) -> None:
+        spent = self._total()
+        for name in ("calls", "tokens", "dollars"):
             cap = getattr(self.budget, name)
-            if cap is not None and would > cap * (1 + 1e-9):  # the slack is for sums of floats, not for spending
-                raise BudgetExhausted(f"The budget of {cap:g} {name} is used up.", remedy="Raise it to go on.")
+            if cap is None:
+                continue
+            used, held, more = (getattr(spend, name) for spend in (spent, self._held, asked))
+            room = cap * (1 + 1e-9)  # the slack is for sums of floats, not for spending
+            if used + held + more > room:
+                raise BudgetExhausted(
+                    f"The budget of {cap:g} {name} has no room for the next call ({used:g} spent, {held:g} in flight).",
+                    remedy="Raise it to go on.",
+                    final=used + more > room or not self._open,
+                )
         if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
             raise BudgetExhausted(
                 f"The budget of {self.budget.seconds:g} seconds is used up.", remedy="Raise it to go on."

@@ -110,4 +110,11 @@ class JournalError(SelfImproveError):
 
 
 class BudgetExhausted(SelfImproveError):
-    """The next call would cross a cap. Not a failure: what was found so far stands."""
+    """The next call would cross a cap. Not a failure: what was found so far stands.
+
+    Not `final` while calls in flight hold room that they may give back.
+    """
+
+    def __init__(self, problem: str, *, remedy: str = "", final: bool = True) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.final = final

@@ -9,10 +9,12 @@ rename atomically.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -61,24 +63,45 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; leaving the block without an error moves it into place."""
+    """A temporary path beside `path`; leaving the block without an error moves it into place.
+
+    A link is followed. What the block itself raises passes through, but for a disk that fails.
+    """
+    path = path.resolve()
     writable(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
-        with part.open("rb") as written:
+        with _telling(path), part.open("rb") as written:
             os.fsync(written.fileno())
-        part.replace(path)
+        with _telling(path):
+            part.replace(path)
     except OSError as error:
-        raise SetupError(
-            f"Cannot write {path} ({error.strerror or error}).", remedy="Free space or change its permissions."
-        ) from None
+        if error.errno not in _DISK:
+            raise
+        raise _cannot_write(path, error) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> SetupError:
+    return SetupError(
+        f"Cannot write {path} ({error.strerror or error}).", remedy="Free space or change its permissions."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

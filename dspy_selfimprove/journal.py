@@ -10,7 +10,7 @@ An entry is a kind, a key and JSON: `candidate` by content hash, `score` by cand
 
 One process writes to a run at a time and holds a lock for it; any number may read. Prompts and answers of the user's
 own data are in here: the file stays in the git-ignored `.selfimprove/`, readable by its owner only. Not covered:
-network file systems (SQLite's locks do not hold there), and two writers that take turns.
+network file systems (SQLite's locks do not hold there).
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
 from dspy_selfimprove.budget import ROLES, Role, Spend
 from dspy_selfimprove.candidate import Candidate
-from dspy_selfimprove.errors import JournalError
+from dspy_selfimprove.errors import JournalError, UsageError
 from dspy_selfimprove.files import writable
-from dspy_selfimprove.message import canonical, digest
+from dspy_selfimprove.message import digest
 from dspy_selfimprove.score import Score, Scorecard
 
 SCHEMA = 1
@@ -74,14 +75,18 @@ class Journal:
         self._turn = threading.RLock()
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False) -> Journal:
+    def open(cls, path: Path | str, *, read_only: bool = False) -> Journal:
         """The run at `path`, made if it is not there. A second writer is refused; a reader never is."""
+        path = Path(path).resolve()  # so that two names of one file share a lock
         if read_only:
             if not path.is_file():
                 raise JournalError(f"There is no run at {path}.", remedy="Check the path.")
-            return cls._connected(path, None, f"file:{_quoted(path)}?mode=ro")
+            # On read-only media SQLite cannot make its index beside the file, and needs none: nobody writes there.
+            settled = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+            return cls._connected(path, None, "mode=ro&immutable=1" if settled else "mode=ro")
         writable(path.parent)
-        lock = FileLock(f"{path}.lock", mode=0o600)
+        # Held by the process and not by the thread that opened it: whoever closes the run gives it back.
+        lock = FileLock(f"{path}.lock", mode=0o600, thread_local=False)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -89,18 +94,22 @@ class Journal:
                 f"Another process is writing to the run {path.name}.", remedy="Wait for it, or choose another run."
             ) from None
         try:
-            return cls._connected(path, lock, f"file:{_quoted(path)}?mode=rwc")
+            return cls._connected(path, lock, "mode=rwc")
         except BaseException:
             lock.release()
             raise
 
     @classmethod
-    def _connected(cls, path: Path, lock: FileLock | None, address: str) -> Journal:
+    def _connected(cls, path: Path, lock: FileLock | None, how: str) -> Journal:
         connection: sqlite3.Connection | None = None
         try:
             if lock is not None:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            address = f"file:{quote(str(path))}?{how}"
             connection = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and "about" not in tables:
+                raise sqlite3.DatabaseError("it is a database of something else")
             if lock is not None:
                 # FULL: a commit is on disk when it returns. NORMAL would lose the last ones to a power cut.
                 connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_TABLES}")
@@ -117,29 +126,20 @@ class Journal:
 
     def append(self, kind: str, key: str, data: Any) -> Entry:
         """Write `data` under `key`, once. If the key was written before, the earlier entry is given back unchanged."""
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO entry (kind, key, time, data) VALUES (?, ?, ?, ?)",
-                (kind, key, time.time(), canonical(data)),
-            )
-            row = connection.execute(f"{_SELECT} WHERE kind = ? AND key = ?", (kind, key)).fetchone()
-        return _entry(row)
+        text = _encoded(data)
+        with self._transaction():
+            return self._put(kind, key, text)
 
     def log(self, kind: str, data: Any) -> Entry:
         """Write something that has no name of its own, such as an event: its key is its place."""
-        with self._transaction() as connection:
-            (last,) = connection.execute("SELECT coalesce(max(number), 0) FROM entry").fetchone()
-            connection.execute(
-                "INSERT INTO entry (kind, key, time, data) VALUES (?, ?, ?, ?)",
-                (kind, f"#{last + 1}", time.time(), canonical(data)),
-            )
-            row = connection.execute(f"{_SELECT} WHERE kind = ? AND key = ?", (kind, f"#{last + 1}")).fetchone()
-        return _entry(row)
+        text = _encoded(data)
+        with self._transaction():
+            return self._put_next(kind, text)
 
     def get(self, kind: str, key: str) -> Any | None:
-        """What was written under this key, or None."""
+        """What was written under this key, or None; null itself is never written."""
         with self._reading():
-            row = self._connection.execute(f"{_SELECT} WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+            row = self._connection.execute(_BY_KEY, (kind, _encoded(key))).fetchone()
         return None if row is None else _entry(row).data
 
     def entries(self, kind: str | None = None, *, after: int = 0) -> Iterator[Entry]:
@@ -165,19 +165,20 @@ class Journal:
 
     def add_scorecard(self, candidate: str, card: Scorecard) -> Scorecard:
         """Keep a scorecard. One with missing scores can be followed by a fuller one; a verdict is never replaced."""
-        parts = {}
-        for metric, score in card.items():
-            if score.is_missing:
-                self.log(
-                    "missing",
-                    {"candidate": candidate, "example": card.example, "metric": metric, "failure": score.failure},
-                )
-                parts[metric] = score
-            else:
-                key = _score_key(candidate, card.example, metric)
-                data = {"candidate": candidate, "example": card.example, "metric": metric, "score": score.to_json()}
-                parts[metric] = Score.from_json(self.append("score", key, data).data["score"])
-        return Scorecard(card.example, parts)
+        about = {"candidate": candidate, "example": card.example}
+        rows = [
+            (metric, score, _encoded({**about, "metric": metric, "score": score.to_json()}))
+            for metric, score in card.items()
+        ]
+        kept = dict(card)
+        with self._transaction():
+            for metric, score, text in rows:
+                if score.is_missing:
+                    self._put_next("missing", text)
+                else:
+                    entry = self._put("score", _score_key(candidate, card.example, metric), text)
+                    kept[metric] = Score.from_json(entry.data["score"])
+        return Scorecard(card.example, kept)
 
     def scorecard(self, candidate: str, example: str, metrics: tuple[str, ...]) -> Scorecard:
         """The verdicts known so far for these metrics; the others are left out."""
@@ -208,14 +209,25 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _put(self, kind: str, key: str, text: str) -> Entry:
+        self._connection.execute(
+            "INSERT OR IGNORE INTO entry (kind, key, time, data) VALUES (?, ?, ?, ?)",
+            (kind, _encoded(key), time.time(), text),
+        )
+        return _entry(self._connection.execute(_BY_KEY, (kind, _encoded(key))).fetchone())
+
+    def _put_next(self, kind: str, text: str) -> Entry:
+        (last,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM entry").fetchone()
+        return self._put(kind, f"#{last + 1}", text)
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[None]:
         if self._writing is None:
             raise JournalError(f"The run {self.path.name} was opened for reading.", remedy="Open it for writing.")
         with self._reading():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
+                yield
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -227,6 +239,8 @@ class Journal:
         with self._turn:
             try:
                 yield
+            except sqlite3.ProgrammingError:
+                raise JournalError(f"The run {self.path.name} was closed.", remedy="Open it again.") from None
             except sqlite3.Error as error:
                 raise JournalError(
                     f"The run store {self.path} failed ({error}).", remedy="Check the disk, then resume the run."
@@ -234,17 +248,22 @@ class Journal:
 
 
 _SELECT = "SELECT number, kind, key, time, data FROM entry"
+_BY_KEY = f"{_SELECT} WHERE kind = ? AND key = ?"
+
+
+def _encoded(data: Any) -> str:
+    """JSON in ASCII, so that text which no encoding holds (half of an emoji, as models do write) is kept as it is."""
+    if data is None:
+        raise UsageError("A journal keeps no null.", remedy="Write what there is to say.")
+    try:
+        return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Only JSON can be journalled ({error}).", remedy="Turn it into plain values first.") from None
 
 
 def _entry(row: tuple[int, str, str, float, str]) -> Entry:
-    return Entry(row[0], row[1], row[2], row[3], json.loads(row[4]))
+    return Entry(row[0], row[1], json.loads(row[2]), row[3], json.loads(row[4]))
 
 
 def _score_key(candidate: str, example: str, metric: str) -> str:
     return digest([candidate, example, metric], 32)
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))

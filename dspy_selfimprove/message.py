@@ -22,12 +22,12 @@ else:
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that refuses to change: equal to the dict it was made from, hashable, and JSON like any other."""
+    """A dict that refuses to change: hashable, and JSON like any other. Frozen lists in it are tuples."""
 
     __slots__ = ()
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(canonical(self))
+        return hash(frozenset(self))  # by keys alone: values may be anything, and 1 equals 1.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (FrozenDict, (dict(self),))
@@ -64,8 +64,18 @@ def freeze_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 
 def canonical(value: Any) -> str:
-    """One text per JSON value: sorted keys, no spaces, no escapes; tuples count as lists."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """One text per JSON value: sorted keys, no spaces, no escapes. Tuples count as lists, and 1.0 is 1."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def digest(value: Any, length: int = 16) -> str:

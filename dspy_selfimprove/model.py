@@ -13,25 +13,29 @@ goes through the official client; every other provider through LiteLLM, which ta
 
 What a failed call means is decided in outage.py.
 
-Not covered: streaming to the caller, the Responses API, a provider's own tools (web search and the like), and prices
-of calls a service charged for without answering. LiteLLM sends no tools unless the package `mcp` is installed.
+Not covered: streaming to the caller and several answers to one request (both refused), the Responses API, a provider's
+own tools (web search and the like), and prices of calls a service charged for without answering. LiteLLM sends no
+tools unless the package `mcp` is installed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import itertools
 import json
+import logging
 import os
 import random
 import threading
 import time
-import weakref
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
-from dspy_selfimprove.budget import ROLES, Ledger, Role
+from dspy_selfimprove.budget import ROLES, Ledger, Reservation, Role
 from dspy_selfimprove.errors import (
     BadAnswer,
     BudgetExhausted,
@@ -39,6 +43,7 @@ from dspy_selfimprove.errors import (
     RateLimited,
     Refused,
     SelfImproveError,
+    SetupError,
     TimedOut,
     Unavailable,
     UsageError,
@@ -167,7 +172,10 @@ class Models:
         self.by_role: Mapping[Role, Model] = {"worker": worker, "judge": judge or worker, "coach": coach or worker}
         self.slots = Slots(slots) if isinstance(slots, int) else slots
         self.ledger = ledger or Ledger()
-        callers = {role: Caller(role, self.by_role[role], self.slots, self.ledger, watch) for role in ROLES}
+        lines = {model: Line(model) for model in self.by_role.values()}  # roles that share a model share its line
+        callers = {
+            role: Caller(role, lines[model], self.slots, self.ledger, watch) for role, model in self.by_role.items()
+        }
         if self.ledger.budget.dollars is not None:
             for role, caller in callers.items():
                 if caller.price is None:
@@ -216,33 +224,42 @@ _Step: TypeAlias = _Take | _Send | _Sleep
 _Story: TypeAlias = Generator[_Step, Any, "Response"]
 
 
+class Line:
+    """The way to one model: its client, its price, and the pause its service asked for, kept by everyone who calls."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.price = model.priced()
+        self.wire = _wire(model)
+        self._resume_at = 0.0
+
+    def pause(self, seconds: float) -> None:
+        self._resume_at = max(self._resume_at, time.monotonic() + seconds)
+
+    @property
+    def wait(self) -> float:
+        """What is left of the pause, with a little more at random, so that not all come back in the same instant."""
+        left = self._resume_at - time.monotonic()
+        return left + random.uniform(0, 0.25) * max(left, 0.1) if left > 0 else 0.0
+
+
 class Caller:
     """One role's way to its model: slots, budget, retries and cost around one request at a time."""
 
     def __init__(
-        self,
-        role: Role,
-        model: Model,
-        slots: Slots,
-        ledger: Ledger,
-        watch: Callable[[Call], None] | None = None,
+        self, role: Role, line: Line, slots: Slots, ledger: Ledger, watch: Callable[[Call], None] | None = None
     ) -> None:
-        self.role, self.model, self.slots, self.ledger = role, model, slots, ledger
-        self.price = model.priced()
-        self.wire = _wire(model)
-        self._watch = watch or (lambda call: None)
-        self._resume_at = 0.0
+        self.role, self.line, self.slots, self.ledger = role, line, slots, ledger
+        self.model, self.price = line.model, line.price
+        self._watch = watch
 
     def _story(self, request: Request) -> _Story:
         body = self._body(request)
         start = time.monotonic()
         for attempt in itertools.count(1):
-            # Where a service asked for a pause, every caller of that model keeps it, not only the one that was told.
-            if (pause := self._resume_at - time.monotonic()) > 0:
-                yield _Sleep(pause)
-            yield _Take()
+            held = yield from self._turn(body)
             try:
-                outcome = yield from self._attempt(body, request.model)
+                outcome = yield from self._attempt(body, held, request.model)
             finally:
                 self.slots.give()
             if not isinstance(outcome, SelfImproveError):
@@ -252,27 +269,44 @@ class Caller:
             delay = _backoff(attempt, outcome)
             if delay is None or attempt >= self.model.attempts:
                 self._record(start, attempt, failure=type(outcome).__name__)
-                raise _lm15_error(outcome) from outcome
+                raise _lm15_error(outcome)
             if isinstance(outcome, RateLimited):
-                self._resume_at = max(self._resume_at, time.monotonic() + delay)
+                self.line.pause(delay)
             else:
                 yield _Sleep(delay)
         raise AssertionError("unreachable")
 
-    def _attempt(self, body: Body, name: str) -> Generator[_Send, Any, tuple[Response, Tokens] | SelfImproveError]:
+    def _turn(self, body: Body) -> Generator[_Step, Any, Reservation]:
+        """A slot, and room in the budget, at a time when the service wants to be asked."""
         tokens, dollars = self._estimate(body)
-        try:
-            held = self.ledger.reserve(self.role, tokens=tokens, dollars=dollars)
-        except BudgetExhausted as spent:
-            return spent
+        while True:
+            if wait := self.line.wait:
+                yield _Sleep(wait)
+            yield _Take()
+            try:
+                # A pause may have begun while we waited for the slot.
+                if not self.line.wait:
+                    return self.ledger.reserve(self.role, tokens=tokens, dollars=dollars)
+            except BudgetExhausted as full:
+                self.slots.give()
+                if full.final:
+                    raise
+                yield _Sleep(_ROOM_WAIT)  # calls in flight hold the rest; what they do not use comes back
+            else:
+                self.slots.give()
+
+    def _attempt(
+        self, body: Body, held: Reservation, name: str
+    ) -> Generator[_Step, Any, tuple[Response, Tokens] | SelfImproveError]:
         try:
             completion = yield _Send(body)
-            response = _response(name, completion)
         except Exception as error:
-            failure = failure_of(error) or Unavailable(
-                f"{self.model.name} answered with something that is no chat completion.",
-                remedy="Check the base URL and the model's name.",
-            )
+            failure = failure_of(error)
+            if isinstance(error, json.JSONDecodeError):
+                failure = Unavailable("The model's service sent an answer that is not JSON.", remedy="Try again later.")
+            if failure is None:
+                self.ledger.release(held)
+                raise
             # After a time-out nobody knows whether the call was computed; anything else was not charged.
             if isinstance(failure, TimedOut):
                 self.ledger.settle(held)
@@ -285,7 +319,12 @@ class Caller:
             raise
         used = _tokens(completion)
         self.ledger.settle(held, tokens=used.input + used.output, dollars=self.price.of(used) if self.price else 0.0)
-        return response, used
+        if not getattr(completion, "choices", None):
+            return Refused(
+                f"What answers for {self.model.name} sends no chat completions.",
+                remedy="Check the base URL; it usually ends in /v1.",
+            )
+        return _response(name, completion), used
 
     def complete(self, request: Request) -> Response:
         return _drive(self._story(request), self._carry_out)
@@ -295,7 +334,7 @@ class Caller:
 
     def _carry_out(self, step: _Step) -> Any:
         if isinstance(step, _Send):
-            return self.wire.send(step.body)
+            return self.line.wire.send(step.body)
         if isinstance(step, _Sleep):
             return time.sleep(step.seconds)
         turn = self.slots.ask()
@@ -307,7 +346,7 @@ class Caller:
 
     async def _acarry_out(self, step: _Step) -> Any:
         if isinstance(step, _Send):
-            return await self.wire.asend(step.body)
+            return await self.line.wire.asend(step.body)
         if isinstance(step, _Sleep):
             return await asyncio.sleep(step.seconds)
         turn = self.slots.ask()
@@ -320,7 +359,13 @@ class Caller:
     def _body(self, request: Request) -> Body:
         own = (request.config.extensions or {}).get(BODY)
         if own is not None:
-            return {**cast(Body, thaw(own)), "model": self.model.id}
+            body = {**cast(Body, thaw(own)), "model": self.model.id}
+            if body.pop("stream", None) or (body.get("n") or 1) != 1:
+                raise UsageError(
+                    "One call gives one whole answer; the request asks for a stream or for several.",
+                    remedy="Take stream and n out of the request, and ask again for another answer.",
+                )
+            return body
         # DSPy keeps the writer of chat-completion bodies in a module of its own; there is no public door to it.
         from dspy.clients.lm15_boundary import request_kwargs
 
@@ -329,38 +374,48 @@ class Caller:
     def _estimate(self, body: Body) -> tuple[int, float]:
         # Four characters a token: close enough to hold room, and no tokenizer has to be fetched.
         asked = len(json.dumps(body.get("messages", ()), ensure_ascii=False, default=str)) // 4
-        answer = int(body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        answer = limit if isinstance(limit, int) else 0
         return asked + answer, self.price.of(Tokens(asked, answer)) if self.price else 0.0
 
     def _record(self, start: float, attempts: int, tokens: Tokens | None = None, failure: str | None = None) -> None:
-        self._watch(
-            Call(
-                role=self.role,
-                model=self.model.name,
-                seconds=time.monotonic() - start,
-                attempts=attempts,
-                tokens=tokens or Tokens(),
-                dollars=self.price.of(tokens or Tokens()) if self.price else None,
-                failure=failure,
-            )
+        if self._watch is None:
+            return
+        call = Call(
+            role=self.role,
+            model=self.model.name,
+            seconds=time.monotonic() - start,
+            attempts=attempts,
+            tokens=tokens or Tokens(),
+            dollars=self.price.of(tokens or Tokens()) if self.price else None,
+            failure=failure,
         )
+        try:
+            self._watch(call)
+        except Exception:
+            # The answer is paid for; whoever only watches must not lose it.
+            logging.getLogger(__name__).exception("A function that watches calls failed.")
 
 
-class Engine:
-    """What `dspy.LM` calls from a thread."""
+class _Shared:
+    """Optimizers copy programs, and their LM with them, all the time; the pool and the client stay the same ones."""
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class Engine(_Shared):
+    """What `dspy.LM` calls from a thread."""
 
     def complete(self, request: Request) -> Response:
         return self.caller.complete(request)
 
 
-class AsyncEngine:
+class AsyncEngine(_Shared):
     """What `dspy.LM` awaits."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
 
     async def complete(self, request: Request) -> Response:
         return await self.caller.acomplete(request)
@@ -412,7 +467,7 @@ class _OpenAIWire:
             self._settings["api_key"] = model.api_key
         self._lock = threading.Lock()
         self._client: OpenAI | None = None
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
 
     def send(self, body: Body) -> Any:
         import openai
@@ -420,17 +475,36 @@ class _OpenAIWire:
         with self._lock:
             if self._client is None:
                 self._client = openai.OpenAI(**self._settings)
-        return self._client.chat.completions.create(**body)
+        return self._client.chat.completions.create(**_known(body))
 
     async def asend(self, body: Body) -> Any:
         import openai
 
         loop = asyncio.get_running_loop()
         with self._lock:
+            # A client keeps its loop alive, so the ones of loops that ended have to be let go here.
+            self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
             client = self._clients.get(loop)
             if client is None:
                 client = self._clients[loop] = openai.AsyncOpenAI(**self._settings)
-        return await client.chat.completions.create(**body)
+        return await client.chat.completions.create(**_known(body))
+
+
+def _known(body: Body) -> Body:
+    """The body as the client takes it: parameters it has no name for (top_k of a local server) go in `extra_body`."""
+    from openai.resources.chat.completions import Completions
+
+    names = _parameters(Completions.create)
+    extra = {name: value for name, value in body.items() if name not in names}
+    if not extra:
+        return body
+    known = {name: value for name, value in body.items() if name in names}
+    return {**known, "extra_body": {**(known.get("extra_body") or {}), **extra}}
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 class _LiteLLMWire:
@@ -445,10 +519,23 @@ class _LiteLLMWire:
         self._name = model.name
 
     def send(self, body: Body) -> Any:
-        return _litellm().completion(**{**body, "model": self._name}, **self._settings)
+        with _naming_packages():
+            return _litellm().completion(**{**body, "model": self._name}, **self._settings)
 
     async def asend(self, body: Body) -> Any:
-        return await _litellm().acompletion(**{**body, "model": self._name}, **self._settings)
+        with _naming_packages():
+            return await _litellm().acompletion(**{**body, "model": self._name}, **self._settings)
+
+
+@contextmanager
+def _naming_packages() -> Iterator[None]:
+    """LiteLLM imports what a request needs when it meets one, such as `mcp` for tools."""
+    try:
+        yield
+    except ModuleNotFoundError as lacking:
+        raise SetupError(
+            f"LiteLLM needs the package {lacking.name} for this request.", remedy=f"pip install {lacking.name}"
+        ) from None
 
 
 def _litellm() -> Any:
@@ -481,6 +568,7 @@ def _response(name: str, completion: Any) -> Response:
     parts.extend(
         ToolCallPart(id=call.id, name=call.function.name, input=_arguments(call.function.arguments))
         for call in getattr(message, "tool_calls", None) or ()
+        if getattr(call, "function", None)  # a custom tool's call has none; it is in `provider_data` all the same
     )
     used = _tokens(completion)
     return Response(
@@ -520,6 +608,7 @@ def _tokens(completion: Any) -> Tokens:
 
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_ROOM_WAIT = 0.05
 
 
 def _backoff(attempt: int, failure: SelfImproveError) -> float | None:
@@ -533,11 +622,11 @@ def _backoff(attempt: int, failure: SelfImproveError) -> float | None:
     asked = failure.retry_after or 0.0
     if asked > _LONGEST_WAIT:
         return None
-    return max(asked, random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)))
+    return max(asked, random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(attempt, 16))))
 
 
 def _lm15_error(failure: SelfImproveError) -> Exception:
-    """The error DSPy expects from an engine; what is not about a model passes as it is."""
+    """The error DSPy expects from an engine, caused by `failure`; what is not about a model passes as it is."""
     from dspy import lm15
 
     known: list[tuple[type[SelfImproveError], Callable[..., Exception]]] = [
@@ -548,4 +637,8 @@ def _lm15_error(failure: SelfImproveError) -> Exception:
         (Refused, lm15.InvalidRequestError),
     ]
     make = next((make for kind, make in known if isinstance(failure, kind)), None)
-    return make(str(failure)) if make else failure
+    if make is None:
+        return failure
+    error = make(str(failure))
+    error.__cause__ = failure
+    return error

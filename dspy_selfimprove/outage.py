@@ -7,8 +7,6 @@ import of a client that was never used.
 
 from __future__ import annotations
 
-import json
-
 from dspy_selfimprove.errors import (
     BadAnswer,
     ModelError,
@@ -34,13 +32,20 @@ def failure_of(error: BaseException) -> SelfImproveError | None:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    ours = next((link for link in chain if isinstance(link, SelfImproveError)), None)
-    # LiteLLM dresses a package it lacks as a connection that failed, so the innermost cause is asked for that first.
+    if ours := next((link for link in chain if isinstance(link, SelfImproveError)), None):
+        return ours
+    found = next((found for link in chain if (found := _classified(link))), None)
+    # LiteLLM dresses a package it lacks as a connection that failed.
     lacking = next((link for link in chain if isinstance(link, ModuleNotFoundError)), None)
-    return ours or next((found for link in (lacking, *chain) if link and (found := _classified(link))), None)
+    if found and lacking:
+        return SetupError(
+            f"The model's client needs the package {lacking.name} for this request.",
+            remedy=f"pip install {lacking.name}",
+        )
+    return found
 
 
-def _classified(error: BaseException) -> ModelError | SetupError | None:
+def _classified(error: BaseException) -> ModelError | None:
     # DSPy's errors, lm15's and the official client's (which LiteLLM's extend) are all told apart by their bases.
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     wait = _retry_after(error)
@@ -48,13 +53,14 @@ def _classified(error: BaseException) -> ModelError | SetupError | None:
     def one_of(*known: str) -> bool:
         return any(f"{library}.{name}" in names for library in LIBRARIES for name in known)
 
-    if isinstance(error, ModuleNotFoundError):
-        return SetupError(f"The model's client needs the package {error.name}.", remedy=f"pip install {error.name}")
     if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "TimeoutException", "Timeout"):
         return TimedOut("The model did not answer in time.", remedy="Try again later, or allow a longer timeout.")
+    code, status = getattr(error, "code", None), getattr(error, "status_code", None) or getattr(error, "status", None)
+    if code == "insufficient_quota":
+        return Refused("The account of the model's service has nothing left.", remedy="Pay, or use another key.")
     if one_of("RateLimitError", "LMRateLimitError"):
         return RateLimited("The model's service says: too many requests.", remedy="Use fewer slots.", retry_after=wait)
-    if one_of("ContextWindowExceededError", "ContextLengthError", "LMContextLengthError"):
+    if code == "context_length_exceeded" or one_of("ContextWindowExceededError", "ContextLengthError"):
         return BadAnswer("The prompt is longer than the model can read.", remedy="Shorten it.")
     if one_of("AuthenticationError", "PermissionDeniedError", "LMAuthError", "AuthError"):
         return Refused("The model's service refused the key.", remedy="Set the provider's API key.")
@@ -66,14 +72,16 @@ def _classified(error: BaseException) -> ModelError | SetupError | None:
         return Unavailable("The model's service failed.", remedy="Try again later.", retry_after=wait)
     if one_of("APIConnectionError", "LMTransportError", "TransportError"):
         return Unavailable("The model's service cannot be reached.", remedy="Check the base URL and the network.")
-    if one_of("APIResponseValidationError") or isinstance(error, json.JSONDecodeError):
+    if status in (408, 409, 425):
+        return Unavailable("The model's service asks to try again.", remedy="Try again later.", retry_after=wait)
+    if one_of("APIResponseValidationError"):
         return Unavailable("The model's service sent an answer that is not JSON.", remedy="Try again later.")
     if one_of("BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"):
         return Refused("The model's service refused the request.", remedy="Check the parameters and the messages.")
-    if one_of("LMProviderError", "ProviderError") and getattr(error, "status", None) == 200:
+    if one_of("LMProviderError", "ProviderError") and status == 200:
         return Unavailable("The model's service sent an answer that cannot be read.", remedy="Try again later.")
     if one_of("APIStatusError", "LMProviderError", "ProviderError"):
-        return Refused(f"The model's service said no (HTTP {getattr(error, 'status_code', '?')}).")
+        return Refused(f"The model's service said no (HTTP {status}).")
     if type(error).__name__ == "OpenAIError" and "openai.OpenAIError" in names:
         return Refused("No key is set for the model's service.", remedy="Set OPENAI_API_KEY, or pass api_key.")
     return None

@@ -5,9 +5,13 @@ exact keyword arguments, so what was evaluated and what ships cannot differ. Two
 the same `version`, whoever made them and whatever they are called.
 
 A template is text with `{{name}}` where a variable goes. Only names listed in `variables` are slots (left out, every
-`{{identifier}}` in the text is one); all other braces are ordinary characters, so JSON and code stay as they are.
-Filling is one pass: a value that itself contains `{{plan}}` is not expanded. Not covered: loops, conditions, filters;
-and a template that must hold the literal text of one of its own slots (choose another name for the slot).
+`{{identifier}}` in the text is one, in ASCII letters); all other braces are ordinary characters, so JSON and code stay
+as they are. A variable that the text does not use is accepted and ignored: a better prompt may drop the customer's
+name, and the application that passes it goes on working. Filling is one pass: a value that itself contains `{{plan}}`
+is not expanded. Few-shot turns are sent as they are.
+
+Not covered: loops, conditions, filters; and a template that must hold the literal text of one of its own slots (choose
+another name for the slot).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from dspy_selfimprove.errors import MissingVariable, UsageError
 from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, thaw
 
 _SLOT = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
-_TEXTS = ("system", "user", "few_shot", "variables", "role")  # everything else is sent under its own name
+_TEXTS = ("system", "user", "few_shot", "variables", "role", "extra")  # all else is sent under its own name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +59,19 @@ class ChatPrompt:
     extra: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
-        found = tuple(dict.fromkeys(slots_of(self.system) + slots_of(self.user)))
-        declared = found if self.variables is None else tuple(dict.fromkeys(self.variables))
-        if absent := [name for name in declared if name not in found]:
-            raise UsageError(
-                f"The prompt declares {_listed(absent)}, which its text does not use.",
-                remedy="Write {{name}} where the value goes, or take the name out of `variables`.",
-            )
-        object.__setattr__(self, "variables", declared)
+        found = slots_of(self.system) + slots_of(self.user)
+        object.__setattr__(self, "variables", tuple(dict.fromkeys(found if self.variables is None else self.variables)))
         object.__setattr__(self, "few_shot", freeze_messages(self.few_shot))
-        for name in ("stop", "tools", "tool_choice", "response_format", "extra"):
+        for name in ("stop", "tools", "tool_choice", "response_format"):
             object.__setattr__(self, name, freeze(getattr(self, name)))
-        own = {entry.name for entry in fields(self)} | {"messages"}
+        for name in ("system", "user", "stop", "tools", "tool_choice", "response_format"):
+            if not getattr(self, name):  # empty says what unset says, so that it is one prompt with one version
+                object.__setattr__(self, name, None)
+        object.__setattr__(self, "extra", freeze(self.extra))
+        own = {entry.name for entry in fields(self)} - set(_TEXTS) | {"messages"}
         if clash := sorted(own & set(self.extra)):
             raise UsageError(
-                f"`extra` repeats {_listed(clash)}, which the prompt has a field for.", remedy="Set the field instead."
+                f"`extra` repeats {_listed(clash)}, which the prompt has a place for.", remedy="Set it there instead."
             )
 
     @property
@@ -80,7 +82,7 @@ class ChatPrompt:
     @property
     def parameters(self) -> dict[str, Any]:
         """The call parameters that are set, as keyword arguments: everything that is not a message."""
-        named = (entry.name for entry in fields(self) if entry.name not in (*_TEXTS, "extra"))
+        named = (entry.name for entry in fields(self) if entry.name not in _TEXTS)
         chosen = {name: thaw(getattr(self, name)) for name in named if getattr(self, name) is not None}
         return {**chosen, **thaw(self.extra)}
 
@@ -100,10 +102,15 @@ class ChatPrompt:
         return {**self.parameters, "messages": messages}
 
     def with_system(self, system: str) -> ChatPrompt:
-        """The same call with another system template. Its variables must be among this prompt's."""
+        """The same call with another system template, for the same variables; it need not use all of them."""
         assert self.variables is not None
-        kept = tuple(name for name in self.variables if name in slots_of(system) + slots_of(self.user))
-        return replace(self, system=system, variables=kept)
+        known = {*self.variables, *slots_of(self.system)}
+        if strange := [name for name in slots_of(system) if name not in known]:
+            raise UsageError(
+                f"The new text has a slot {_listed(strange)} that the prompt does not know.",
+                remedy=f"It knows {_listed(self.variables) or 'none'}.",
+            )
+        return replace(self, system=system)
 
     def to_json(self) -> dict[str, Any]:
         """JSON that `from_json` reads back to an equal prompt; what is unset is left out."""
@@ -122,7 +129,8 @@ class ChatPrompt:
 
     def _check(self, given: Mapping[str, object]) -> None:
         assert self.variables is not None
-        if missing := [name for name in self.variables if given.get(name) is None]:
+        used = slots_of(self.system) + slots_of(self.user)
+        if missing := [name for name in self.variables if name in used and given.get(name) is None]:
             raise MissingVariable(
                 f"The prompt needs {_listed(missing)}.", remedy=f"Pass {', '.join(f'{name}=...' for name in missing)}."
             )

@@ -46,7 +46,7 @@ class Sample:
         object.__setattr__(self, "variables", freeze(self.variables))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EvalSpec:
     """An evaluator as data: enough to say what it measures, to tell its versions apart and to build it again.
 
@@ -88,6 +88,12 @@ class EvalSpec:
         chosen = {name: value for name, value in self.to_json().items() if value != usual[name]}
         about = {"name": self.name, "kind": self.kind, **chosen}
         return digest({**about, "choices": [list(choice) for choice in self.choices.items()]})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EvalSpec) and self.version == other.version
+
+    def __hash__(self) -> int:
+        return hash(self.version)
 
     def to_json(self) -> dict[str, Any]:
         return {entry.name: thaw(getattr(self, entry.name)) for entry in fields(self)}

@@ -31,7 +31,7 @@ class Slots:
         self._busy_time = 0.0
 
     def ask(self) -> Future[None]:
-        """A future that is done when a slot is ours. Whoever stops waiting must `give` or `cancel` it."""
+        """A future that is done when a slot is ours. Whoever stops waiting must `leave` it."""
         turn: Future[None] = Future()
         with self._lock:
             if self._free:

@@ -56,8 +56,21 @@ def test_roles_are_kept_apart_and_capped_together():
     ledger.settle(ledger.reserve("worker", dollars=0.4), dollars=0.4)
     ledger.settle(ledger.reserve("coach", dollars=0.6), dollars=0.6)
     assert ledger.spent == {"worker": Spend(1, 0, 0.4), "judge": Spend(), "coach": Spend(1, 0, 0.6)}
-    with pytest.raises(BudgetExhausted, match="budget of 1 dollars is used up"):
+    with pytest.raises(BudgetExhausted, match=r"budget of 1 dollars has no room for the next call \(1 spent"):
         ledger.reserve("judge", dollars=0.01)
+
+
+def test_room_held_in_flight_may_come_back():
+    ledger = Ledger(Budget(tokens=100))
+    held = ledger.reserve("worker", tokens=90)
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("worker", tokens=50)
+    assert not caught.value.final
+    ledger.settle(held, tokens=10)
+    ledger.settle(ledger.reserve("worker", tokens=50), tokens=50)
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("worker", tokens=50)
+    assert caught.value.final
 
 
 def test_ten_dimes_fit_into_a_dollar():
@@ -88,6 +101,8 @@ def test_mistakes_are_refused():
         Budget(calls=0)
     with pytest.raises(UsageError, match="positive"):
         Budget(dollars=float("nan"))
+    with pytest.raises(UsageError, match="positive"):
+        Budget(calls="3")
     ledger = Ledger()
     reservation = ledger.reserve("worker")
     ledger.release(reservation)

@@ -42,11 +42,29 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 def test_a_full_disk_is_one_sentence(tmp_path):
     """/dev/full is the kernel's own full disk: every write to it fails as a full file system would."""
     with pytest.raises(SetupError, match="No space left"), replacing(tmp_path / "file") as part:
-        part.unlink()
         part.symlink_to("/dev/full")
         with part.open("w") as stream:
             stream.write("x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_inside_the_block_is_not_blamed_on_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing-input"), replacing(tmp_path / "file") as part:
+        part.write_text((tmp_path / "missing-input").read_text())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_followed_and_the_umask_respected(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("old")
+    (tmp_path / "link").symlink_to(target)
+    write_text(tmp_path / "link", "new")
+    assert target.read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode
+    write_text(tmp_path / ("long" * 50), "a long name leaves room for the temporary one")
 
 
 def test_the_cache_can_be_moved(tmp_path, monkeypatch):

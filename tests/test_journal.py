@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dspy_selfimprove.budget import Spend
 from dspy_selfimprove.candidate import Candidate
-from dspy_selfimprove.errors import JournalError
+from dspy_selfimprove.errors import JournalError, UsageError
 from dspy_selfimprove.journal import Journal
 from dspy_selfimprove.score import Score, Scorecard
 
@@ -50,7 +50,13 @@ def test_history_cannot_be_changed_even_by_hand(path):
     connection.close()
 
 
-@given(st.text(), st.recursive(st.none() | st.integers(-9, 9) | st.text(), lambda inner: st.lists(inner), max_leaves=5))
+any_text = st.text(st.characters(codec=None))  # halves of surrogate pairs included: models do write them
+
+
+@given(
+    any_text,
+    st.recursive(st.integers(-9, 9) | any_text, lambda inner: st.lists(st.none() | inner), max_leaves=5),
+)
 def test_any_key_and_any_json_come_back(tmp_path_factory, key, data):
     with Journal.open(tmp_path_factory.mktemp("j") / "j.db") as journal:
         journal.append("any", key, data)
@@ -59,8 +65,8 @@ def test_any_key_and_any_json_come_back(tmp_path_factory, key, data):
 
 def test_long_histories_are_read_in_pages_while_they_grow(path):
     with Journal.open(path) as journal:
-        with journal._transaction() as connection:
-            connection.executemany(
+        with journal._transaction():
+            journal._connection.executemany(
                 "INSERT INTO entry (kind, key, time, data) VALUES ('x', ?, 0, ?)",
                 ((str(n), str(n)) for n in range(2_500)),
             )
@@ -110,7 +116,7 @@ def test_the_records_of_a_run(path):
         full = journal.add_scorecard(candidate.id, Scorecard("e1", {"good": Score(1.0), "brief": Score(0.5)}))
         assert full == Scorecard("e1", {"good": Score(0.25), "brief": Score(0.5)}), "a verdict is never replaced"
         assert journal.scorecard(candidate.id, "e1", ("good", "brief", "other")) == full
-        assert [entry.data["failure"] for entry in journal.entries("missing")] == ["429"]
+        assert [entry.data["score"]["failure"] for entry in journal.entries("missing")] == ["429"]
         journal.add_spend("judge", Spend(2, 10, 0.5))
         journal.add_spend("judge", Spend(1, 5, 0.25))
         assert journal.spent() == {"worker": Spend(), "judge": Spend(3, 15, 0.75), "coach": Spend()}
@@ -154,6 +160,44 @@ def test_only_the_owner_can_read_a_run(path):
         journal.append("a", "b", "customer text")
         for file in path.parent.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
+
+
+def test_what_is_no_json_is_refused_and_a_card_is_kept_whole_or_not_at_all(path):
+    with Journal.open(str(path)) as journal:
+        for data in (float("nan"), object(), None):
+            with pytest.raises(UsageError):
+                journal.append("x", "k", data)
+        with pytest.raises(UsageError, match="Only JSON"):
+            journal.add_scorecard("c", Scorecard("e", {"a": Score(1), "b": Score(1, details={"x": object()})}))
+        assert list(journal.entries()) == []
+
+
+def test_whoever_closes_a_run_gives_it_back(path):
+    journal = Journal.open(path)
+    closing = threading.Thread(target=journal.close)
+    closing.start()
+    closing.join()
+    with pytest.raises(JournalError, match="was closed"):
+        journal.get("a", "b")
+    Journal.open(path).close()
+
+
+def test_two_names_of_one_run_are_one_run(path):
+    with Journal.open(path):
+        link = path.with_name("link.db")
+        link.symlink_to(path)
+        with pytest.raises(JournalError, match="Another process is writing"):
+            Journal.open(link)
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE customers (name)")
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(JournalError, match="a database of something else"):
+        Journal.open(tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
 
 
 def test_what_is_no_run_is_refused(path, tmp_path):

@@ -1,8 +1,13 @@
 """The door to models, driven through real HTTP: the real client, DSPy's real layers, the rehearsal server behind."""
 
 import asyncio
+import copy
+import gc
 import importlib.util
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 import pytest
@@ -12,6 +17,7 @@ from dspy_selfimprove import outage
 from dspy_selfimprove.budget import Budget, Ledger
 from dspy_selfimprove.errors import BudgetExhausted, Refused, SetupError, TimedOut, Unavailable, UsageError
 from dspy_selfimprove.model import BODY, REHEARSAL, Model, Models, Price, Tokens, _backoff
+from dspy_selfimprove.rehearsal.engine import Service
 from dspy_selfimprove.rehearsal.fault import Faults, Latency
 from dspy_selfimprove.rehearsal.server import serve
 from dspy_selfimprove.slots import Slots
@@ -43,6 +49,10 @@ class Echo:
 def models(url, *, provider="openai", watch=None, ledger=None, slots=8, **settings):
     model = Model(name=f"{provider}/rehearsal-worker", base_url=url, api_key="none", **settings)
     return Models(model, slots=slots, ledger=ledger, watch=watch)
+
+
+def asking(text):
+    return verbatim({"messages": [{"role": "user", "content": text}]})
 
 
 def verbatim(body, model="openai/rehearsal-worker"):
@@ -98,7 +108,7 @@ def test_other_providers_go_through_litellm(is_async):
         assert behind.bodies[0]["messages"] == body["messages"]
         assert behind.bodies[0]["temperature"] == 0.3
         if importlib.util.find_spec("mcp") is None:
-            with pytest.raises(Exception, match="needs the package mcp") as caught:
+            with pytest.raises(Exception, match="needs the package mcp for this request") as caught:
                 lm(verbatim(AWKWARD, lm.model))
             assert isinstance(outage.failure_of(caught.value), SetupError)
 
@@ -128,7 +138,7 @@ def test_tool_calls_come_back_and_broken_arguments_are_no_crash():
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     broken = {"id": "c2", "type": "function", "function": {"name": "f", "arguments": '{"x": '}}
     with serve(Echo({"role": "assistant", "content": None, "tool_calls": [call, broken]})) as server:
-        response = models(server.url).lm("worker")(verbatim({"messages": [{"role": "user", "content": "x"}]}))
+        response = models(server.url).lm("worker")(asking("x"))
     assert [part.input for part in response.message.parts] == [{"x": 1}, {}]
     assert response.provider_data["message"]["tool_calls"][1]["function"]["arguments"] == '{"x": '
 
@@ -169,28 +179,27 @@ def test_outages_of_every_kind_are_waited_out(is_async, monkeypatch):
 
 
 def test_a_waiting_call_gives_its_slot_to_another(monkeypatch):
-    """One slot, and a first call that is told to wait: the others pass through it meanwhile."""
-    order = []
-
-    class Behind(Echo):
-        def complete(self, body):
-            order.append(body["messages"][0]["content"])
-            return super().complete(body)
-
-    monkeypatch.setattr("dspy_selfimprove.model._FIRST_WAIT", 0.2)
+    """One slot, and a text whose first attempt fails: all the others get through before it is tried again."""
+    monkeypatch.setattr("dspy_selfimprove.model._FIRST_WAIT", 1.0)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    # The fate of an attempt depends on its text and number alone, so one text that fails first can be found.
     faults = Faults(server_error=0.3)
-    with serve(Behind(), faults=faults) as server:
+    texts = [f"text {n}" for n in range(12)]
+    # The fate of an attempt depends on its content and number alone, so the test can look it up beforehand.
+    service = Service(Echo(), faults=faults)
+    bodies = {text: {"model": "rehearsal-worker", "messages": [{"role": "user", "content": text}]} for text in texts}
+    failing = next(text for text in texts if service.call(bodies[text]).fault)
+    others = [text for text in texts if text != failing and not Service(Echo(), faults=faults).call(bodies[text]).fault]
+    behind = Echo()
+    with serve(behind, faults=faults) as server:
         pool = models(server.url, slots=1)
         lm = pool.lm("worker")
-        texts = [f"text {n}" for n in range(12)]
-        dspy.Parallel(num_threads=12)(
-            [(lm, (verbatim({"messages": [{"role": "user", "content": text}]}),)) for text in texts]
-        )
-        failed = server.counts().errors["server_error"]
-    assert failed >= 1
-    assert sorted(order) == sorted(texts)
+        with ThreadPoolExecutor(12) as threads:
+            first = threads.submit(lm, verbatim({"messages": bodies[failing]["messages"]}))
+            while not server.counts().errors:
+                time.sleep(0.001)
+            rest = [threads.submit(lm, verbatim({"messages": bodies[text]["messages"]})) for text in others]
+            assert {reply.result().text for reply in (first, *rest)} == {REPLY}
+    assert behind.bodies[-1]["messages"][0]["content"] == failing
     assert pool.slots.busy == 0
 
 
@@ -198,7 +207,7 @@ def test_a_refusal_is_told_at_once_and_in_our_words():
     with serve(Echo(), api_key="right") as server:
         lm = models(server.url, attempts=6).lm("worker")
         with pytest.raises(dspy.utils.exceptions.LMInvalidRequestError) as caught:
-            lm(verbatim({"messages": [{"role": "user", "content": "x"}]}))
+            lm(asking("x"))
         assert server.counts().calls == 1
     failure = outage.failure_of(caught.value)
     assert isinstance(failure, Refused)
@@ -212,7 +221,7 @@ def test_nothing_listens_is_an_outage_that_ends(monkeypatch):
         url = server.url
     lm = models(url, attempts=3, watch=calls.append).lm("worker")
     with pytest.raises(Exception, match="cannot be reached") as caught:
-        lm(verbatim({"messages": [{"role": "user", "content": "x"}]}))
+        lm(asking("x"))
     assert isinstance(outage.failure_of(caught.value), Unavailable)
     assert [(call.attempts, call.failure) for call in calls] == [(3, "Unavailable")]
 
@@ -221,7 +230,7 @@ def test_a_timeout_is_told_apart():
     with serve(Echo(), latency=Latency.fixed(3)) as server:
         lm = models(server.url, attempts=1, timeout=0.2).lm("worker")
         with pytest.raises(dspy.utils.exceptions.LMTimeoutError) as caught:
-            lm(verbatim({"messages": [{"role": "user", "content": "x"}]}))
+            lm(asking("x"))
     assert isinstance(outage.failure_of(caught.value), TimedOut)
 
 
@@ -230,17 +239,17 @@ def test_something_else_answers_at_the_address(monkeypatch):
     with serve(Echo()) as server:
         lm = models(server.url.removesuffix("/v1"), attempts=2).lm("worker")
         with pytest.raises(Exception, match="does not know this model"):
-            lm(verbatim({"messages": [{"role": "user", "content": "x"}]}))
+            lm(asking("x"))
 
 
 def test_the_budget_stops_the_run_and_is_found_through_dspys_wrapping():
     ledger = Ledger(Budget(calls=3))
     with serve(Echo()) as server:
         lm = models(server.url, ledger=ledger).lm("judge")
-        requests = [verbatim({"messages": [{"role": "user", "content": str(n)}]}) for n in range(4)]
+        requests = [asking(str(n)) for n in range(4)]
         for request in requests[:3]:
             lm(request)
-        with pytest.raises(Exception, match="used up") as caught:
+        with pytest.raises(Exception, match="has no room for the next call") as caught:
             lm(requests[3])
         assert server.counts().calls == 3
     assert isinstance(outage.failure_of(caught.value), BudgetExhausted)
@@ -254,13 +263,11 @@ def test_no_more_calls_in_flight_than_slots_across_roles_threads_and_loops():
 
         def in_threads():
             dspy.Parallel(num_threads=12, disable_progress_bar=True)(
-                [(lms[n % 3], (verbatim({"messages": [{"role": "user", "content": f"t{n}"}]}),)) for n in range(30)]
+                [(lms[n % 3], (asking(f"t{n}"),)) for n in range(30)]
             )
 
         async def on_a_loop():
-            await asyncio.gather(
-                *(lms[n % 3].acall(verbatim({"messages": [{"role": "user", "content": f"a{n}"}]})) for n in range(30))
-            )
+            await asyncio.gather(*(lms[n % 3].acall(asking(f"a{n}")) for n in range(30)))
 
         thread = threading.Thread(target=in_threads)
         thread.start()
@@ -272,12 +279,138 @@ def test_no_more_calls_in_flight_than_slots_across_roles_threads_and_loops():
     assert pool.slots.busy == 0
 
 
+def test_a_pause_is_kept_by_every_role_of_the_model_and_by_those_who_wait_for_a_slot():
+    """429 with a second to wait: nothing is sent until then, by another role or by a caller already in the queue."""
+    sent = []
+
+    class Behind(Echo):
+        def complete(self, body):
+            sent.append(time.monotonic())
+            return super().complete(body)
+
+    texts = [f"text {n}" for n in range(40)]
+    faults = Faults(rate_limit=0.1, retry_after=1.0)
+    body = {"model": "rehearsal-worker", "messages": [{"role": "user", "content": ""}]}
+    fates = {text: Service(Echo(), faults=faults) for text in texts}
+
+    def fails(text):
+        return fates[text].call({**body, "messages": [{"role": "user", "content": text}]}).fault is not None
+
+    failing = [text for text in texts if fails(text)]
+    passing = [text for text in texts if text not in failing][:6]
+    with serve(Behind(), faults=faults, latency=Latency.fixed(0.05)) as server:
+        pool = models(server.url, slots=1)
+        worker, judge = pool.lm("worker"), pool.lm("judge")
+        with ThreadPoolExecutor(8) as threads:
+            told = threads.submit(worker, verbatim({"messages": [{"role": "user", "content": failing[0]}]}))
+            while not server.counts().errors:
+                time.sleep(0.001)
+            start = time.monotonic()
+            rest = [threads.submit(lm, asking(text)) for lm, text in zip([worker, judge] * 3, passing, strict=True)]
+            assert {reply.result().text for reply in (told, *rest)} == {REPLY}
+    assert len(sent) == 7
+    assert min(sent) - start > 0.8, "a pause of a second, less what passed before the client saw it"
+
+
+def test_what_cannot_be_one_whole_answer_is_refused_before_it_costs():
+    with serve(Echo()) as server:
+        lm = models(server.url).lm("worker")
+        for extra in ({"n": 2}, {"stream": True}):
+            with pytest.raises(Exception, match="one whole answer") as caught:
+                lm(verbatim({"messages": [{"role": "user", "content": "x"}], **extra}))
+            assert isinstance(outage.failure_of(caught.value), UsageError)
+        lm(verbatim({"messages": [{"role": "user", "content": "x"}], "n": 1, "stream": False}))
+        assert server.counts().calls == 1
+
+
+def test_a_parameter_the_client_has_no_name_for_is_sent():
+    behind = Echo()
+    with serve(behind) as server:
+        models(server.url).lm("worker")(verbatim({"messages": [{"role": "user", "content": "x"}], "top_k": 5}))
+    assert behind.bodies[0]["top_k"] == 5
+
+
+def test_an_answer_that_was_paid_for_is_booked_and_never_asked_for_again():
+    odd = {"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}
+    ledger = Ledger()
+    with serve(Echo({"role": "assistant", "content": None, "tool_calls": [odd]})) as server:
+        response = models(server.url, ledger=ledger).lm("worker")(asking("x"))
+        assert server.counts().calls == 1
+    assert response.provider_data["message"]["tool_calls"] == [odd]
+    assert ledger.total.tokens == 110
+
+
+def test_a_page_at_the_address_is_no_outage():
+    """Some other server answers 200 with a page: refused at once, not asked six times."""
+    page = b"<html>hello</html>"
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.send_header("content-length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        lm = models(f"http://127.0.0.1:{other.server_port}/v1").lm("worker")
+        with pytest.raises(Exception, match="sends no chat completions"):
+            lm(asking("x"))
+        other.shutdown()
+    assert len(asked) == 1
+
+
+def test_a_watcher_that_fails_loses_no_answer(caplog):
+    def watch(call):
+        raise RuntimeError("a bug of the watcher's")
+
+    with serve(Echo()) as server:
+        response = models(server.url, watch=watch).lm("worker")(asking("x"))
+    assert response.text == REPLY
+    assert "watches calls failed" in caplog.text
+
+
+def test_room_that_calls_in_flight_hold_is_waited_for():
+    """Two calls reserve nearly the whole budget and use little of it: the third waits for what they give back."""
+    ledger = Ledger(Budget(tokens=1_000))
+    with serve(Echo(), latency=Latency.fixed(0.2)) as server:
+        lm = models(server.url, ledger=ledger).lm("worker")
+        requests = [verbatim({"messages": [{"role": "user", "content": str(n)}], "max_tokens": 450}) for n in range(3)]
+        with ThreadPoolExecutor(3) as threads:
+            assert {reply.text for reply in threads.map(lm, requests)} == {REPLY}
+    assert ledger.total.tokens == 330
+
+
+def test_programs_are_copied_and_the_pool_is_not():
+    pool = models("http://127.0.0.1:9/v1")
+    program = dspy.Predict("question -> answer")
+    program.set_lm(pool.lm("worker"))
+    again = copy.deepcopy(program)
+    assert again.lm._engine_spec.caller is program.lm._engine_spec.caller
+
+
+def test_clients_of_loops_that_ended_are_let_go():
+    with serve(Echo()) as server:
+        pool = models(server.url)
+        lm = pool.lm("worker")
+        for n in range(5):
+            asyncio.run(lm.acall(asking(str(n))))
+        gc.collect()
+        assert len(pool._callers["worker"].line.wire._clients) == 1
+
+
 async def test_a_cancelled_call_gives_back_its_slot_and_its_room():
     with serve(Echo(), latency=Latency.fixed(5)) as server:
         pool = models(server.url, slots=1)
         lm = pool.lm("worker")
-        flying = asyncio.create_task(lm.acall(verbatim({"messages": [{"role": "user", "content": "a"}]})))
-        waiting = asyncio.create_task(lm.acall(verbatim({"messages": [{"role": "user", "content": "b"}]})))
+        flying = asyncio.create_task(lm.acall(asking("a")))
+        waiting = asyncio.create_task(lm.acall(asking("b")))
         while not server.counts().calls:  # noqa: ASYNC110 - the server is in another thread
             await asyncio.sleep(0.01)
         for task in (waiting, flying):

@@ -15,8 +15,9 @@ from dspy_selfimprove.outage import failure_of
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1/chat/completions")
 
 
-def status(code, headers=None):
-    response = httpx.Response(code, headers=headers, request=REQUEST, json={"error": {"message": "secret text"}})
+def status(number, headers=None, code=None):
+    told = {"error": {"message": "secret text", "code": code}}
+    response = httpx.Response(number, headers=headers, request=REQUEST, json=told)
     return openai.OpenAI(api_key="k")._make_status_error_from_response(response)
 
 
@@ -34,7 +35,10 @@ def status(code, headers=None):
         (status(418), Refused),
         (openai.APITimeoutError(REQUEST), TimedOut),
         (openai.APIConnectionError(request=REQUEST), Unavailable),
-        (json.JSONDecodeError("x", "doc", 0), Unavailable),
+        (status(408), Unavailable),
+        (status(409), Unavailable),
+        (status(400, code="context_length_exceeded"), BadAnswer),
+        (status(429, code="insufficient_quota"), Refused),
         (httpx.RemoteProtocolError("torn"), Unavailable),
         (httpx.ReadTimeout("slow"), TimedOut),
         (lm15.ProviderError("not JSON", status=200), Unavailable),
@@ -81,6 +85,8 @@ def test_our_own_errors_come_through_whatever_wraps_them():
 
 def test_a_bug_is_no_failure_of_anybodys():
     assert failure_of(KeyError("typo")) is None
+    assert failure_of(json.JSONDecodeError("a metric read a bad answer", "doc", 0)) is None
+    assert failure_of(ModuleNotFoundError("a fallback of somebody's", name="x")) is None
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert failure_of(first) is None

@@ -107,9 +107,7 @@ def test_the_mistakes_a_user_makes_are_named():
         prompt.request([{"role": "user", "content": "x"}], customer_name="Ana")
     with pytest.raises(UsageError, match="Did you mean customer_name"):
         prompt.request(customer_name="a", plan="b", customer_nam="c")
-    with pytest.raises(UsageError, match="its text does not use"):
-        ChatPrompt(system="Hello", variables=("name",))
-    with pytest.raises(UsageError, match="has a field for"):
+    with pytest.raises(UsageError, match="has a place for"):
         ChatPrompt(system="x", extra={"temperature": 1})
     with pytest.raises(UsageError, match="no message"):
         ChatPrompt(model="m").request()
@@ -117,6 +115,27 @@ def test_the_mistakes_a_user_makes_are_named():
         ChatPrompt.from_json({"system": "x", "temprature": 1})
 
 
-def test_a_new_system_text_keeps_the_variables_it_still_uses():
+def test_a_new_system_text_may_drop_a_variable_and_the_application_goes_on():
     prompt = ChatPrompt(system="{{a}} {{b}}", user="{{q}}")
-    assert prompt.with_system("only {{a}} and {{c}}").variables == ("a", "q")
+    shorter = prompt.with_system("only {{a}}")
+    assert shorter.variables == ("a", "b", "q")
+    assert shorter.messages(a="1", b="2", q="3") == shorter.messages(a="1", q="3")
+    with pytest.raises(UsageError, match=r"a slot 'nmae' that the prompt does not know\. It knows 'a', 'b', 'q'"):
+        prompt.with_system("Hi {{nmae}}")
+    literal = ChatPrompt(system='Use {{x}} and "{{y}}".', variables=("x",))
+    assert literal.with_system('"{{y}}" it is, {{x}}.').messages(x="1")[0]["content"] == '"{{y}}" it is, 1.'
+
+
+def test_what_says_the_same_is_the_same():
+    assert ChatPrompt(system="x", temperature=1).version == ChatPrompt(system="x", temperature=1.0).version
+    bare = ChatPrompt(system="x")
+    empty = ChatPrompt(system="x", user="", tools=(), stop=(), response_format={}, tool_choice={})
+    assert empty == bare
+    assert empty.version == bare.version
+    assert empty.parameters == {}
+    assert ChatPrompt.from_json(empty.to_json()) == empty
+
+
+def test_the_apis_own_user_can_be_sent():
+    prompt = ChatPrompt(system="x", extra={"user": "u1"})
+    assert prompt.request([{"role": "user", "content": "hi"}])["user"] == "u1"

@@ -91,6 +91,17 @@ def test_an_eval_spec_knows_its_versions():
         assert dataclasses.replace(spec, **change).version != spec.version
 
 
+def test_equal_records_are_one_in_a_set():
+    assert len({Scorecard("e", {"q": Score(1)}), Scorecard("e", {"q": Score(1.0)})}) == 1
+    assert Candidate({"a": "x"}, parameters={"t": 1}).id == Candidate({"a": "x"}, parameters={"t": 1.0}).id
+    one, other = (
+        EvalSpec(name="q", kind="LLM", choices=choices)
+        for choices in ({"good": 1, "bad": 0}, {"bad": 0.0, "good": 1.0})
+    )
+    assert one != other, "the order of the choices is part of the request"
+    assert one == EvalSpec(name="q", kind="LLM", choices={"good": 1.0, "bad": 0})
+
+
 def test_a_candidate_is_its_content():
     base = Candidate({"answer": "Be kind."}, parameters={"temperature": 0.5})
     child = base.child("edit", texts={"answer": "Be brief."}, also=(Candidate({"answer": "x"}),))

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from dspy_selfimprove.message import digest, text_of
-from dspy_selfimprove.rehearsal.reading import Answer, Reading, Role, read, render
+from dspy_selfimprove.rehearsal.reading import Answer, Reading, Role, extracted, read, render
 from dspy_selfimprove.rehearsal.temper import Temper
 
 # A role reads the request and names a value for each output field it can; `render` makes them fit the form.
@@ -46,12 +46,13 @@ class RehearsalModel:
         question = digest({key: value for key, value in body.items() if key not in _SILENT}, 32)
         first = self._first_ask(question, count, body)
         reading = read(body)
+        found = extracted(reading)
         play = _player(reading.role)
         choices = []
         for index in range(count):
             ask = 0 if reading.temperature == 0.0 else first + index
             dice = random.Random(f"{self.seed}/{question}/{ask}")
-            answer = render(reading, play(reading, self.temper, dice))
+            answer = render(reading, play(reading, self.temper, dice) if found is None else found)
             choices.append(_choice(index, answer, body, f"{question}{ask}"))
         asked = sum(4 + _tokens(text_of(message)) for message in body["messages"])
         said = sum(_tokens(_said(choice)) for choice in choices)

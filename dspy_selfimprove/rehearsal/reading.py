@@ -135,6 +135,13 @@ def render(reading: Reading, values: Mapping[str, str]) -> Answer:
             return Answer("\n\n".join(_plain(value) for value in data.values()))
 
 
+def extracted(reading: Reading) -> Mapping[str, str] | None:
+    """The values, if all that is asked is to find them in a text: the second step of DSPy's TwoStepAdapter."""
+    if not reading.instructions.startswith(_TWO_STEP_SECOND):
+        return None
+    return _labelled(reading.inputs.get("text", ""), [entry.name for entry in reading.outputs])
+
+
 # -- DSPy's adapters ------------------------------------------------------------------------------------------------
 
 _INTERACTIONS = "All interactions will be structured in the following way, with the appropriate values filled in."
@@ -146,12 +153,12 @@ _TWO_STEP = (
 _TWO_STEP_OUTPUTS = "Your outputs must contain:\n"
 _TWO_STEP_END = "You should lay out your outputs in detail so that your answer can be understood by another agent"
 _TWO_STEP_TASK = "Specific instructions: "
-_REMINDERS = (
-    "Respond with the corresponding output fields, starting with the field ",
-    "Respond with a JSON object in the following order of fields: ",
-    "Respond with the corresponding output fields wrapped in XML tags ",
-)
-_INCOMPLETE = "This is an example of the task, though some input or output fields are not supplied."
+_TWO_STEP_SECOND = "The input is a text that should contain all the necessary information to produce the fields "
+_REMINDER: dict[Form, str] = {
+    "chat": "Respond with the corresponding output fields, starting with the field ",
+    "json": "Respond with a JSON object in the following order of fields: ",
+    "xml": "Respond with the corresponding output fields wrapped in XML tags ",
+}
 _NOT_SUPPLIED = ("Not supplied for this particular example.", "Not supplied for this conversation history message.")
 
 _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):(?= |$)[ ]?(.*)$", re.MULTILINE)
@@ -221,9 +228,8 @@ def _read_framed(frame: _Frame, turns: tuple[Turn, ...], body: Mapping[str, Any]
         Demo(_sections(frame, asked.text, frame.inputs), _reply(frame, given.text))
         for asked, given in _exchanges(earlier)
     )
-    question = last.text
-    for reminder in _REMINDERS:
-        question = question.rpartition(reminder)[0] or question
+    reminder = _REMINDER.get(frame.form)
+    question = last.text.rpartition(reminder)[0] if reminder and reminder in last.text else last.text
     inputs = _sections(frame, question, frame.inputs)
     outputs = _sharpened(frame.outputs, body)
     return Reading(
@@ -525,16 +531,16 @@ def _role_of_fields(instructions: str, inputs: Mapping[str, str], outputs: Seque
 
 
 def _role_of_text(said: str, last: str) -> Role:
-    if _COACH_TEXT.search(said) and _EVIDENCE.search(f"{said}\n{last}") and (said is last or _about_coaching(said)):
+    """From words alone. A desk's prompt may speak of better prompts; a coach's says they are its job."""
+    if (
+        _COACH_TEXT.search(said)
+        and _EVIDENCE.search(f"{said}\n{last}")
+        and (said is last or _COACH_SYSTEM.search(said))
+    ):
         return "coach"
     if _JUDGE_TEXT.search(said) and (_choices_in(said) or _choices_in(last) or _number_asked(said + last)):
         return "judge"
     return "worker"
-
-
-def _about_coaching(system: str) -> bool:
-    """A desk's prompt may speak of improving a prompt answer; a coach's prompt says that this is the whole job."""
-    return _COACH_SYSTEM.search(system) is not None
 
 
 _EITHER = re.compile(r"\bis the [\w ]{1,40}? [\"'`]?(\w[\w-]*)[\"'`]? or [\"'`]?(\w[\w-]*)[\"'`]?\s*\?", re.IGNORECASE)
