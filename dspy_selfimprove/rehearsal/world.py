@@ -100,7 +100,7 @@ class World:
         """A hash of everything the generator decided, and of some of the examples it gives."""
         first = [(example.text, dict(example.variables), example.reference) for example in self.examples(20)]
         hidden = {name: [(c.rule, c.wanted, c.weight) for c in items] for name, items in self.criteria.items()}
-        judges = {name: spec.to_json() for name, spec in self.judges.items()}
+        judges = {name: [spec.messages, list(spec.choices.items())] for name, spec in self.judges.items()}
         told = [dict(self.prompts), judges, self.word_limits, hidden, dict(self.topics), self.documents, self.questions]
         return digest([self.kind, self.seed, told, first])
 
@@ -151,7 +151,7 @@ class World:
             return Score(value, feedback=f"The reply has {words} words. {praise}")
         if metric == "correctness" and self.kind == "retrieval":
             right = re.search(rf"(?<![\w.]){re.escape(example.reference)}(?![\w]|\.\d)", reply) is not None
-            missing = f"The reply does not contain {example.reference}, which is the value wanted."
+            missing = f"The value wanted, {example.reference}, is not in the reply."
             return Score(float(right), feedback="The value is right." if right else missing)
         raise UsageError(f"{metric!r} is not a code metric of this world.", remedy="Ask the judge for it.")
 
