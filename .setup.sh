@@ -13,6 +13,7 @@ fits() {
 
 wanted="install Python 3.11, 3.12 or 3.13, or name one as in 'make PYTHON=/path/to/python3.12 test'."
 if [ -n "${PYTHON:-}" ]; then
+    command -v "$PYTHON" >/dev/null 2>&1 || fail "There is no $PYTHON: $wanted"
     fits "$PYTHON" || fail "$PYTHON is $("$PYTHON" -V 2>&1 | head -n 1), and 3.11, 3.12 or 3.13 is needed: $wanted"
 else
     for PYTHON in python3 python3.13 python3.12 python3.11 python; do

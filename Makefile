@@ -5,6 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+ifneq ($(words $(VENV)),1)
+$(error VENV must be one path without spaces)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench clean
 
@@ -29,7 +33,7 @@ bench: $(READY) ## measurements, as ratios within one run
 setup: $(READY) ## only the environment
 
 clean: ## remove the environment (not your data in .selfimprove)
-	@rm -rf $(VENV)
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; else echo "$(VENV) is no virtual environment; nothing removed."; fi
 
 $(READY): pyproject.toml constraints.txt .setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .setup.sh

@@ -9,7 +9,7 @@ goes through one story, told once in `Caller._story` for threads and for asyncio
 What is sent is a chat-completion body. A request that carries its own body (`Config.extensions["openai_chat"]`) goes
 out unchanged, so production's messages, tools and parameters arrive as production sends them; any other DSPy request
 is put into that form by DSPy. `openai/...`, and any server at an address of the user's that speaks the same protocol,
-goes through the official client; every other provider through LiteLLM, which takes the same body and translates it.
+goes through the official client, every other provider through LiteLLM (wire.py).
 
 What a failed call means is decided in outage.py.
 
@@ -21,17 +21,12 @@ tools unless the package `mcp` is installed.
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import itertools
 import json
 import logging
-import os
 import random
-import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
@@ -43,7 +38,6 @@ from dspy_selfimprove.errors import (
     RateLimited,
     Refused,
     SelfImproveError,
-    SetupError,
     TimedOut,
     Unavailable,
     UsageError,
@@ -51,14 +45,13 @@ from dspy_selfimprove.errors import (
 from dspy_selfimprove.message import FrozenDict, freeze, thaw
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.slots import Slots
+from dspy_selfimprove.wire import Body, Tokens, response_of, tokens_of, wire
 
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
-    from openai import AsyncOpenAI, OpenAI
 
 BODY = "openai_chat"
-Body: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +66,6 @@ class Price:
         fresh = usage.input - usage.cached
         cached = self.input if self.cached is None else self.cached
         return (fresh * self.input + usage.cached * cached + usage.output * self.output) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What one answer used, as the service counted it; `cached` is part of `input`."""
-
-    input: int = 0
-    output: int = 0
-    cached: int = 0
 
 
 # The rehearsal model costs nothing. It has a price so that budgets and reports in dollars can be tried without a key.
@@ -148,7 +132,7 @@ class Call:
     model: str
     seconds: float
     attempts: int
-    tokens: Tokens = Tokens()
+    tokens: Tokens = field(default_factory=Tokens)
     dollars: float | None = None
     failure: str | None = None
 
@@ -230,7 +214,7 @@ class Line:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.price = model.priced()
-        self.wire = _wire(model)
+        self.wire = wire(model.name, base_url=model.base_url, api_key=model.api_key, timeout=model.timeout)
         self._resume_at = 0.0
 
     def pause(self, seconds: float) -> None:
@@ -317,14 +301,14 @@ class Caller:
         except BaseException:
             self.ledger.settle(held)  # interrupted in flight: it may have been charged
             raise
-        used = _tokens(completion)
+        used = tokens_of(completion)
         self.ledger.settle(held, tokens=used.input + used.output, dollars=self.price.of(used) if self.price else 0.0)
         if not getattr(completion, "choices", None):
             return Refused(
                 f"What answers for {self.model.name} sends no chat completions.",
                 remedy="Check the base URL; it usually ends in /v1.",
             )
-        return _response(name, completion), used
+        return response_of(name, completion), used
 
     def complete(self, request: Request) -> Response:
         return _drive(self._story(request), self._carry_out)
@@ -451,160 +435,6 @@ async def _adrive(story: _Story, carry_out: Callable[[_Step], Coroutine[Any, Any
             answer = await carry_out(step)
         except BaseException as raised:
             error = raised
-
-
-class _OpenAIWire:
-    """The official client, unchanged in both directions; its own retries are off.
-
-    An async client belongs to the event loop that first used it, so each loop gets its own.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._settings: dict[str, Any] = {"max_retries": 0, "timeout": model.timeout}
-        if model.base_url is not None:
-            self._settings["base_url"] = model.base_url
-        if model.api_key is not None:
-            self._settings["api_key"] = model.api_key
-        self._lock = threading.Lock()
-        self._client: OpenAI | None = None
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
-
-    def send(self, body: Body) -> Any:
-        import openai
-
-        with self._lock:
-            if self._client is None:
-                self._client = openai.OpenAI(**self._settings)
-        return self._client.chat.completions.create(**_known(body))
-
-    async def asend(self, body: Body) -> Any:
-        import openai
-
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            # A client keeps its loop alive, so the ones of loops that ended have to be let go here.
-            self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
-            client = self._clients.get(loop)
-            if client is None:
-                client = self._clients[loop] = openai.AsyncOpenAI(**self._settings)
-        return await client.chat.completions.create(**_known(body))
-
-
-def _known(body: Body) -> Body:
-    """The body as the client takes it: parameters it has no name for (top_k of a local server) go in `extra_body`."""
-    from openai.resources.chat.completions import Completions
-
-    names = _parameters(Completions.create)
-    extra = {name: value for name, value in body.items() if name not in names}
-    if not extra:
-        return body
-    known = {name: value for name, value in body.items() if name in names}
-    return {**known, "extra_body": {**(known.get("extra_body") or {}), **extra}}
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
-
-
-class _LiteLLMWire:
-    """Every other provider: LiteLLM takes the same body and raises the official client's errors."""
-
-    def __init__(self, model: Model) -> None:
-        self._settings: dict[str, Any] = {"num_retries": 0, "max_retries": 0, "timeout": model.timeout}
-        if model.base_url is not None:
-            self._settings["api_base"] = model.base_url
-        if model.api_key is not None:
-            self._settings["api_key"] = model.api_key
-        self._name = model.name
-
-    def send(self, body: Body) -> Any:
-        with _naming_packages():
-            return _litellm().completion(**{**body, "model": self._name}, **self._settings)
-
-    async def asend(self, body: Body) -> Any:
-        with _naming_packages():
-            return await _litellm().acompletion(**{**body, "model": self._name}, **self._settings)
-
-
-@contextmanager
-def _naming_packages() -> Iterator[None]:
-    """LiteLLM imports what a request needs when it meets one, such as `mcp` for tools."""
-    try:
-        yield
-    except ModuleNotFoundError as lacking:
-        raise SetupError(
-            f"LiteLLM needs the package {lacking.name} for this request.", remedy=f"pip install {lacking.name}"
-        ) from None
-
-
-def _litellm() -> Any:
-    # Without it, the first call spends seconds asking the network for a price list that we do not use.
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
-    import litellm
-
-    return litellm
-
-
-# Servers that speak the official protocol at an address of the user's.
-_COMPATIBLE = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
-
-
-def _wire(model: Model) -> _OpenAIWire | _LiteLLMWire:
-    official = model.provider == "openai" or (model.provider in _COMPATIBLE and model.base_url is not None)
-    return _OpenAIWire(model) if official else _LiteLLMWire(model)
-
-
-_FINISH = {"tool_calls": "tool_call", "length": "length", "content_filter": "content_filter"}
-
-
-def _response(name: str, completion: Any) -> Response:
-    """A chat completion as DSPy's Response; the message itself rides along in `provider_data`, whole."""
-    from dspy.lm15 import Message, Response, TextPart, ToolCallPart, Usage
-
-    choice = completion.choices[0]
-    message = choice.message
-    parts: list[Any] = [TextPart(message.content)] if message.content else []
-    parts.extend(
-        ToolCallPart(id=call.id, name=call.function.name, input=_arguments(call.function.arguments))
-        for call in getattr(message, "tool_calls", None) or ()
-        if getattr(call, "function", None)  # a custom tool's call has none; it is in `provider_data` all the same
-    )
-    used = _tokens(completion)
-    return Response(
-        id=completion.id,
-        model=completion.model or name,
-        message=Message("assistant", tuple(parts)) if parts else Message.assistant(""),
-        finish_reason=_FINISH.get(choice.finish_reason, "stop"),
-        usage=Usage(
-            input_tokens=used.input,
-            output_tokens=used.output,
-            total_tokens=used.input + used.output,
-            cache_read_tokens=used.cached or None,
-        ),
-        provider_data={
-            "message": message.model_dump(mode="json", exclude_unset=True),
-            "finish_reason": choice.finish_reason,
-        },
-    )
-
-
-def _arguments(text: str | None) -> dict[str, Any]:
-    """A tool call's arguments; a model's broken JSON stays readable in `provider_data` and is no reason to fail."""
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _tokens(completion: Any) -> Tokens:
-    usage = getattr(completion, "usage", None)
-    if usage is None:
-        return Tokens()
-    details = getattr(usage, "prompt_tokens_details", None)
-    cached = getattr(details, "cached_tokens", None) or 0
-    return Tokens(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached)
 
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from phoenix.client import Client
 
+from dspy_selfimprove.errors import PhoenixUnreachable
 from dspy_selfimprove.telemetry import server
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
@@ -103,36 +105,66 @@ def test_a_second_run_adds_nothing(said, folder):
     assert len(client.spans.get_spans(project_identifier="support-desk", limit=1_000, timeout=60)) == 600
 
 
+def is_locked(folder):
+    home = folder / ".selfimprove"
+    if not home.is_dir():
+        return False
+    lock = FileLock(home / "demo.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def has_phoenix(folder):
+    try:
+        return server.status(folder / ".selfimprove") is not None
+    except PhoenixUnreachable:
+        return False
+
+
+def until(true, demo, folder):
+    while not true(folder):
+        assert demo.poll() is None, demo.stdout.read()
+        time.sleep(0.02)
+
+
 def test_a_second_demo_at_the_same_time_is_refused(said, folder):
     with start(folder) as first:
-        time.sleep(1.5)
+        until(is_locked, first, folder)
+        first.send_signal(signal.SIGSTOP)  # so that it surely is still there
         code, second = run(folder)
+        first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
     assert first.returncode == 0
     assert (code, second.strip()) == (1, "Another demo is running in this folder. Wait for it to end.")
 
 
-@pytest.mark.parametrize("seconds", [0.3, 2.0, 6.0])
-def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path_factory, seconds):
+@pytest.mark.parametrize(
+    "moment", [None, is_locked, has_phoenix], ids=["at once", "Phoenix starts", "the desk answers"]
+)
+def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path_factory, moment):
     with project(tmp_path_factory) as folder:
         with start(folder) as demo:
-            time.sleep(seconds)
+            if moment is None:
+                time.sleep(0.3)  # the interpreter itself has to be up; before that the signal is its own affair
+            else:
+                until(moment, demo, folder)
             demo.send_signal(signal.SIGINT)
             said, _ = demo.communicate(timeout=60)
-        if demo.returncode == 0:
-            pytest.skip("the demo was done before the signal came")
         assert "Traceback" not in said
-        assert demo.returncode in (130, -signal.SIGINT)
-        assert server.status(folder / ".selfimprove") is None
+        assert demo.returncode == 130
+        assert not has_phoenix(folder)
+        assert not is_locked(folder)
 
 
 def test_phoenix_killed_in_the_middle_is_one_sentence_and_the_next_run_goes_on(tmp_path_factory):
     with project(tmp_path_factory) as folder:
         with start(folder) as demo:
-            while (phoenix := running(folder)) is None:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            os.kill(phoenix.pid, signal.SIGKILL)
+            until(has_phoenix, demo, folder)
+            os.kill(server.status(folder / ".selfimprove").pid, signal.SIGKILL)
             said, _ = demo.communicate(timeout=120)
         assert demo.returncode == 1, said
         assert "Traceback" not in said
@@ -140,10 +172,3 @@ def test_phoenix_killed_in_the_middle_is_one_sentence_and_the_next_run_goes_on(t
         code, said = run(folder)
         assert code == 0, said
         assert len(re.findall(r"│ 300\s*│ 0\.\d\d\s*│ 0", said)) == 3
-
-
-def running(folder):
-    try:
-        return server.status(folder / ".selfimprove")
-    except Exception:
-        return None
