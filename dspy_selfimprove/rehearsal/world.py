@@ -267,7 +267,7 @@ class World:
             alike.setdefault(tuple(rule.applies(situation.topic) for rule in rules), []).append(situation)
         expected = np.zeros(len(chance))
         for same in alike.values():
-            share = sum(situation.probability for situation in same)
+            share = math.fsum(situation.probability for situation in same)
             expected += share * truth.judged(chance, rules, same[0], criteria, notches, temper)
         return expected
 
@@ -294,7 +294,8 @@ class World:
         names = [rule.name for rule in QUERY]
         sets = [frozenset(chosen) for size in range(len(names) + 1) for chosen in itertools.combinations(names, size)]
         return {
-            shown: sum(share * self._hit(question, shown) for question, _, share in self.questions) for shown in sets
+            shown: math.fsum(share * self._hit(question, shown) for question, _, share in self.questions)
+            for shown in sets
         }
 
     def _hit(self, question: str, shown: frozenset[str]) -> bool:
@@ -466,12 +467,14 @@ def _draw_support(seed: int, dice: random.Random) -> World:
 
 def _long_tail(names: Sequence[str], steepness: float) -> dict[str, float]:
     weights = [1.0 / rank**steepness for rank in range(1, len(names) + 1)]
-    return {name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}
+    total = math.fsum(weights)
+    # Rounded, because the last bits of a power differ between machines, and of a sum between versions of Python.
+    return {name: round(weight / total, 12) for name, weight in zip(names, weights, strict=True)}
 
 
 def _heaviest(names: Sequence[str], topics: Mapping[str, float], dice: random.Random) -> str:
     """One of the two topic-bound rules that concern the most tickets: one that matters seldom would not be noticed."""
-    mass = {name: sum(topics[topic] for topic in RULE[name].topics or ()) for name in names}
+    mass = {name: math.fsum(topics[topic] for topic in RULE[name].topics or ()) for name in names}
     return dice.choice(sorted(names, key=lambda name: -mass[name])[:2])
 
 
