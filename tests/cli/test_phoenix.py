@@ -78,8 +78,17 @@ def test_a_server_started_twice_at_once_looked_at_and_stopped(project: Path, tmp
     assert run(tmp_path, "status", PHOENIX_COLLECTOR_ENDPOINT=url)[0] == 0
     assert list(tmp_path.iterdir()) == []
 
+    # With a password in front, which is shown nowhere.
+    secret = url.replace("//", "//bob:hunter2@")
+    for command in ("start", "status", "open"):
+        code, out, err = run(tmp_path, command, PHOENIX_COLLECTOR_ENDPOINT=secret, **NO_DISPLAY)
+        assert (code, url in out, "hunter2" in out + err) == (0, True, False)
+
+    # What the variable names is not this project's to stop, and does not keep it from stopping its own.
+    assert run(tmp_path, "stop", PHOENIX_COLLECTOR_ENDPOINT=url) == (0, "No Phoenix of this project was running.\n", "")
     (project / "below").mkdir()
-    assert run(project / "below", "stop") == (0, "Phoenix is stopped.\n", "")
+    elsewhere = {"PHOENIX_COLLECTOR_ENDPOINT": "http://127.0.0.1:1"}
+    assert run(project / "below", "stop", **elsewhere) == (0, "Phoenix is stopped.\n", "")
     assert processes_that_mention(project / ".selfimprove") == []
     assert run(project, "stop") == (0, "No Phoenix of this project was running.\n", "")
 
@@ -88,7 +97,7 @@ def test_without_a_server(tmp_path: Path) -> None:
     assert run(tmp_path, "status")[::2] == (1, "")
     code, out, err = run(tmp_path, "open", **NO_DISPLAY)
     assert (code, out) == (1, "")
-    assert err.startswith("Error: No Phoenix is running here.\nStart one with")
+    assert err.startswith("Error: No Phoenix is running for this project.\nStart it with")
 
 
 def test_a_server_elsewhere_that_is_not_there(tmp_path: Path) -> None:
@@ -96,6 +105,26 @@ def test_a_server_elsewhere_that_is_not_there(tmp_path: Path) -> None:
     assert (code, out, len(err.splitlines())) == (1, "", 2)
     assert "cannot be reached" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["start", "status", "open"])
+def test_an_address_that_is_none(tmp_path: Path, command: str) -> None:
+    code, out, err = run(tmp_path, command, PHOENIX_COLLECTOR_ENDPOINT="http://[::1")
+    assert (code, out, len(err.splitlines())) == (1, "", 2)
+    assert err.startswith("Error: That is not the address of a Phoenix.")
+
+
+def test_stop_says_what_it_is_about(tmp_path: Path) -> None:
+    assert "whatever PHOENIX_COLLECTOR_ENDPOINT names" in " ".join(run(tmp_path, "stop", "--help")[1].split())
+
+
+@linux
+def test_stopping_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / ".selfimprove").mkdir()
+    (tmp_path / ".selfimprove" / "phoenix").symlink_to("/proc/self")  # where not even root may write
+    code, out, err = run(tmp_path, "stop")
+    assert (code, out, len(err.splitlines())) == (1, "", 2)
+    assert err.startswith("Error: Cannot write to ")
 
 
 @linux

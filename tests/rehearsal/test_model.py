@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -174,3 +177,44 @@ def test_any_text_gets_an_answer(first: str, second: str, role: str, json_mode: 
 def test_a_rate_is_a_rate() -> None:
     with pytest.raises(UsageError, match="coach_slip"):
         Temper(coach_slip=1.5)
+
+
+ALL_ROLES = """
+from dspy_selfimprove.message import digest
+from dspy_selfimprove.rehearsal import RehearsalModel, World
+
+model, said = RehearsalModel(seed=3), []
+
+
+def ask(text):
+    said.append(model.complete({"model": "m", "messages": [{"role": "user", "content": text}]})["choices"][0]["message"])
+    return said[-1]["content"]
+
+
+for kind in ("support", "retrieval"):
+    world = World.draw(kind, 2)
+    for example in world.examples(8):
+        for prompt in world.prompts.values():
+            reply = ask(f"{prompt}\\n\\n{example.text or example.question}")
+            for judge in world.judges.values():
+                ask(judge.messages[0]["content"].replace("{{output}}", reply).replace("{{input}}", example.text))
+    blame = " ".join(message["content"] for message in said[-12:])
+    for _ in range(4):
+        ask(f"Improve this prompt:\\n```\\n{prompt}\\n```\\nFeedback: {blame}\\nWrite a new instruction within ``` blocks.")
+print(digest(said, 64))
+"""
+
+
+def test_a_process_of_its_own_says_the_same_whatever_its_hash_seed() -> None:
+    """Sets of strings have another order in every process; nothing that is drawn may depend on it."""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", ALL_ROLES],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (0, 1, 2)
+    }
+    assert len(said) == 1

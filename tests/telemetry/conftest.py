@@ -35,8 +35,10 @@ class _Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length", 0)))
 
-    def answer(self, status: int, kind: str, body: bytes) -> None:
+    def answer(self, status: int, kind: str, body: bytes, **headers: str) -> None:
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -133,10 +135,11 @@ def chat(_chat_server: ChatServer) -> ChatServer:
 
 
 class Collector:
-    """A collector of spans: `status` and `kind` are its next answers, `names` the spans it took."""
+    """A collector of spans: `status`, `kind` and `headers` are its next answers, `names` the spans it took."""
 
     def __init__(self) -> None:
         self.status, self.kind = 200, "application/x-protobuf"
+        self.headers: dict[str, str] = {}
         self.posts: list[ExportTraceServiceRequest] = []
         self.keys: list[str | None] = []
         self.attempts = 0
@@ -169,7 +172,12 @@ class Collector:
                 collector.keys.append(self.headers.get("authorization"))
                 if collector.status == 200 and "html" not in collector.kind:
                     collector.posts.append(ExportTraceServiceRequest.FromString(body))
-                self.answer(collector.status, collector.kind, b"")
+                self.answer(collector.status, collector.kind, b"", **collector.headers)
+
+            def do_GET(self) -> None:
+                collector.attempts += 1
+                collector.keys.append(self.headers.get("authorization"))
+                self.answer(200, "application/json", b"{}")
 
         self._server = _serve(Handler, self._port)
         self._port = self._server.server_port
@@ -183,6 +191,14 @@ class Collector:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Collector]:
+    """Another one, on another host as far as HTTP is concerned."""
     collector = Collector()
     yield collector
     collector.stop()

@@ -252,6 +252,7 @@ def test_outages_are_waited_out():
         ((200, "text/html; charset=utf-8", "<html>"), PhoenixUnreachable, 1),
         ((404, "text/plain", "Not Found"), TelemetryError, 1),
         ((404, "text/plain", "Spans with IDs abc do not exist."), TelemetryError, 1),
+        ((307, "text/plain", "what a user said"), PhoenixUnreachable, 1),
         ((422, "application/json", '{"detail": "what a user said"}'), TelemetryError, 1),
     ],
 )
@@ -267,7 +268,7 @@ def test_each_failure_has_its_error_and_none_quotes_the_key_or_a_text(answer, er
 
 def test_nobody_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PhoenixUnreachable, match=r"Nothing answers at http://127\.0\.0\.1:9\."):
+    with pytest.raises(PhoenixUnreachable, match=r"Phoenix at http://127\.0\.0\.1:9 cannot be reached"):
         write(ONE, endpoint="http://127.0.0.1:9")
     with pytest.raises(PhoenixUnreachable, match="No Phoenix is running for this project"):
         write(ONE)

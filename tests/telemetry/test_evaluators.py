@@ -223,7 +223,7 @@ def test_code_evaluators_run_again_from_their_source(store, tmp_path, monkeypatc
     with track_evaluators(store):
         expected = {each.name: each.evaluate(row, mapping) for each in (shop_checks.count, shop_checks.short)}
         shop_checks.Length().evaluate(row, mapping)
-    specs = {spec.name: spec for spec in evaluators.all(store=store)}
+    specs = {spec.name: spec for spec in evaluators.latest(store=store)}
     assert {name: spec.source for name, spec in specs.items()} == {
         "count": "shop_checks:words",
         "short": "shop_checks:short",
@@ -262,7 +262,7 @@ def test_what_data_cannot_hold_is_named(store, judge):
         ).evaluate(ROW)  # fmt: skip
         by_hand.evaluate(ROW)
         MatchesRegex(pattern="a+").evaluate(ROW)
-    left_out = {spec.name: spec.unrecorded for spec in evaluators.all(store=store)}
+    left_out = {spec.name: spec.unrecorded for spec in evaluators.latest(store=store)}
     assert left_out == {
         "schema": ("input_schema",),
         "mapping": ("input_mapping.output",),
@@ -326,7 +326,7 @@ def test_every_path_is_seen_and_one_definition_is_one_record(store, judge, chat)
             list(pool.map(threaded.evaluate, [ROW] * 16))
         with pytest.raises(ValueError, match="output"):
             helpfulness(judge, name="refused").evaluate({"input": "only"})
-    assert [spec.name for spec in evaluators.all(store=store)] == [
+    assert [spec.name for spec in evaluators.latest(store=store)] == [
         "async", "async frame", "frame", "refused", "sync", "threads",
     ]  # fmt: skip
     assert len(list(store.iterdir())) == 6
@@ -370,6 +370,16 @@ def test_recording_that_fails_is_one_warning_and_the_score_is_the_same(tmp_path,
         asked = helpfulness(judge, name="another").evaluate(ROW)
     assert asked[0].label == expected.label
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_project_that_cannot_be_written_to_is_one_warning(tmp_path, monkeypatch, caplog, judge):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".selfimprove").write_text("a file where the folder should be")
+    with track_evaluators():
+        assert helpfulness(judge).evaluate(ROW)[0].label == "yes"
+        assert helpfulness(judge, name="another").evaluate(ROW)[0].label == "yes"
+    (record,) = caplog.records
+    assert str(tmp_path / ".selfimprove") in record.message
 
 
 def test_an_evaluator_that_raises_raises_as_ever(store):
@@ -436,8 +446,8 @@ def test_recordings_overlap_and_each_ends_by_itself(tmp_path, judge, chat):
     helpfulness(judge, name="later").evaluate(ROW)
     outer.stop()
     assert same(methods(), before)
-    assert [spec.name for spec in evaluators.all(store=tmp_path / "outer")] == ["helpfulness", "later"]
-    assert [spec.name for spec in evaluators.all(store=tmp_path / "inner")] == ["helpfulness"]
+    assert [spec.name for spec in evaluators.latest(store=tmp_path / "outer")] == ["helpfulness", "later"]
+    assert [spec.name for spec in evaluators.latest(store=tmp_path / "inner")] == ["helpfulness"]
     assert len(chat.bodies) == 2
 
 
@@ -457,7 +467,7 @@ def test_another_wrapper_on_top_stays_and_ours_goes_silent(store, judge):
         helpfulness(judge, name="heard").evaluate(ROW)
     Evaluator.evaluate = before[0]
     assert seen == ["silent", "heard"]
-    assert [spec.name for spec in evaluators.all(store=store)] == ["heard"]
+    assert [spec.name for spec in evaluators.latest(store=store)] == ["heard"]
     assert same(methods(), before)
 
 
@@ -473,19 +483,20 @@ def test_nothing_of_phoenix_is_imported_and_a_later_import_is_seen(tmp_path):
         """
         import sys
         from pathlib import Path
-        from dspy_selfimprove.telemetry.evaluators import all, track_evaluators
+        from dspy_selfimprove.telemetry.evaluators import latest, track_evaluators
         tracking = track_evaluators()
         print(sorted(name for name in sys.modules if name.startswith(("phoenix", "pandas", "openai"))))
         from phoenix.evals import create_evaluator
         @create_evaluator(name="late")
         def late(output): return 1.0
         late.evaluate({"output": "x"})
-        print([(spec.name, spec.source, spec.unrecorded) for spec in all()], Path(".selfimprove/evaluators").is_dir())
+        print([(spec.name, spec.source, spec.unrecorded) for spec in latest()])
+        print(Path(".selfimprove/evaluators").is_dir())
         """,
         tmp_path,
     )
     assert ended.stderr == ""
-    assert ended.stdout == "[]\n[('late', '__main__:late', ('source',))] True\n"
+    assert ended.stdout == "[]\n[('late', '__main__:late', ('source',))]\nTrue\n"
 
 
 def test_stopped_before_the_import_nothing_is_wrapped(tmp_path):
@@ -504,6 +515,48 @@ def test_stopped_before_the_import_nothing_is_wrapped(tmp_path):
 # The store.
 
 
+def code_evaluator(name: str) -> Evaluator:
+    return create_evaluator(name=name)(lambda output: 1.0)
+
+
+def test_the_projects_store_is_made_by_the_first_record_and_stays_where_it_is(tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(project)
+    with track_evaluators():
+        assert list(project.iterdir()) == []
+        monkeypatch.chdir(elsewhere)
+        code_evaluator("check").evaluate({"output": "x"})
+    assert list(elsewhere.iterdir()) == []
+    assert (project / ".selfimprove" / ".gitignore").read_text() == "*\n"
+    assert [spec.name for spec in evaluators.latest(store=project / ".selfimprove" / "evaluators")] == ["check"]
+
+
+def test_looking_for_evaluators_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluators.latest() == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_may_be_named_as_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with track_evaluators("store"):
+        code_evaluator("check").evaluate({"output": "x"})
+    assert evaluators.get("check", store="store") == evaluators.versions("check", store=tmp_path / "store")[0]
+    assert evaluators.latest(store="store") == (evaluators.get("check", store="store"),)
+
+
+def test_which_ran_last_is_known_however_fast_they_run(store):
+    evaluator = code_evaluator("check")
+    mappings = [{"output": f"field {number}"} for number in range(40)]
+    row = {f"field {number}": "x" for number in range(40)}
+    with track_evaluators(store):
+        for mapping in [*mappings, *reversed(mappings)]:
+            evaluator.evaluate(row, mapping)
+    assert [dict(spec.input_mapping) for spec in evaluators.versions("check", store=store)] == mappings
+
+
 def test_processes_that_record_at_once_share_the_store(tmp_path):
     script = textwrap.dedent(
         """
@@ -520,7 +573,7 @@ def test_processes_that_record_at_once_share_the_store(tmp_path):
     children = [subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for _ in range(3)]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     store = tmp_path / ".selfimprove" / "evaluators"
-    assert len(evaluators.all(store=store)) == 30
+    assert len(evaluators.latest(store=store)) == 30
     assert len(list(store.iterdir())) == 30
 
 
@@ -533,11 +586,11 @@ def test_a_damaged_record_is_left_out_reported_and_healed(store, judge, caplog, 
         helpfulness(judge, name="sound").evaluate(ROW)
     (file,) = store.glob("helpfulness.*")
     file.write_text(damage)
-    assert [spec.name for spec in evaluators.all(store=store)] == ["sound"]
+    assert [spec.name for spec in evaluators.latest(store=store)] == ["sound"]
     assert file.name in caplog.text
     with track_evaluators(store):
         helpfulness(judge).evaluate(ROW)
-    assert [spec.name for spec in evaluators.all(store=store)] == ["helpfulness", "sound"]
+    assert [spec.name for spec in evaluators.latest(store=store)] == ["helpfulness", "sound"]
 
 
 def test_an_unknown_name_or_version_names_what_there_is(store, judge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -229,6 +230,36 @@ def test_flush_tells_the_truth_and_spans_wait(collector, caplog, status, kind, s
     assert set(collector.keys) == {"Bearer secret-key"}
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_no_delivery_and_takes_the_key_nowhere(collector, elsewhere, caplog, status):
+    collector.status, collector.headers = status, {"location": f"{elsewhere.url}/v1/traces"}
+    with instrument("app", endpoint=collector.url, api_key="secret-key") as sending:
+        with sending.tracer.start_as_current_span("one"):
+            pass
+        assert not sending.flush()
+        assert (elsewhere.attempts, elsewhere.keys) == (0, [])
+        assert "Check the address" in caplog.text
+        collector.status, collector.headers = 200, {}
+        assert sending.flush()
+    assert collector.names == ["one"]
+
+
+def test_a_user_in_the_address_is_sent_along_and_shown_nowhere(collector, caplog):
+    with instrument("app", endpoint=collector.url.replace("//", "//bob:hunter%402@"), api_key="k") as sending:
+        with sending.tracer.start_as_current_span("one"):
+            pass
+        assert sending.flush()
+        collector.status = 503
+        with sending.tracer.start_as_current_span("two"):
+            pass
+        assert not sending.flush()
+        assert sending.endpoint == collector.url
+        collector.status = 200
+        assert "hunter" not in caplog.text + repr(sending)
+    assert collector.names == ["one", "two"]
+    assert set(collector.keys) == {f"Basic {base64.b64encode(b'bob:hunter@2').decode()}"}
+
+
 def test_a_batch_that_will_never_be_taken_is_lost_once_and_told_once(collector, caplog):
     collector.status = 422
     with instrument("app", endpoint=collector.url) as sending:
@@ -315,6 +346,48 @@ def test_a_forked_child_sends_its_own_spans_and_none_of_its_parents(collector):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert sorted(collector.names) == ["child", "parent, held", "parent, later"]
+
+
+def test_an_import_in_another_thread_is_not_waited_for_while_it_waits_for_us(tmp_path):
+    """One thread is in `instrument`, importing; the other in the import it needs, and at our hook there."""
+    modules = {
+        "library_one": "",
+        "library_two": "",
+        "switch": """
+            class Switch:
+                is_instrumented_by_opentelemetry = False
+                def instrument(self, **_): print("on", type(self).__name__, flush=True)
+                def uninstrument(self): pass
+        """,
+        "switch_one": """
+            from switch import Switch
+            class One(Switch): pass
+        """,
+        "switch_two": """
+            import sys, threading
+            from switch import Switch
+            other = threading.Thread(target=lambda: __import__("library_one"), daemon=True)
+            other.start()
+            while "library_one" not in sys.modules:
+                other.join(0.01)
+            import library_one  # complete only when our hook has run
+            class Two(Switch): pass
+        """,
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    ended = run(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import library_two
+        from dspy_selfimprove.telemetry import instrument as module
+        module.LIBRARIES = {"library_one": "switch_one:One", "library_two": "switch_two:Two"}
+        with module.instrument("app", endpoint="http://127.0.0.1:9") as sending: pass
+        """,
+        str(tmp_path),
+    )
+    assert (ended.stderr, sorted(ended.stdout.splitlines())) == ("", ["on One", "on Two"])
 
 
 def test_nothing_is_imported_for_the_application(collector, chat):
@@ -483,6 +556,18 @@ def test_a_phoenix_that_is_started_later_gets_what_waited(collector, monkeypatch
     assert collector.names == ["early"]
     assert len(caplog.records) == 1
     assert "spans wait in memory" in caplog.text
+
+
+def test_the_phoenix_of_the_project_is_found_after_a_change_of_directory(phoenix, project, spans_in, monkeypatch):
+    home = Path(phoenix.database.removeprefix("sqlite:///")).parents[1]
+    monkeypatch.chdir(home.parent)
+    with instrument(project) as sending:
+        monkeypatch.chdir("/")
+        assert sending.endpoint == phoenix.url
+        with sending.tracer.start_as_current_span("one"):
+            pass
+        assert sending.flush()
+    assert [span["name"] for span in spans_in(project, 1)] == ["one"]
 
 
 def test_a_busy_log_is_not_written_to(collector, chat, caplog):

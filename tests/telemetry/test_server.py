@@ -29,6 +29,7 @@ from dspy_selfimprove.errors import (
     UsageError,
 )
 from dspy_selfimprove.telemetry import server
+from dspy_selfimprove.telemetry.client import Address
 
 SOURCE = str(Path(dspy_selfimprove.__file__).parents[1])
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -143,7 +144,7 @@ class TestARunningServer:
         assert running(served) == phoenix
 
     def test_is_found_by_whoever_looks_for_one(self, served: Path) -> None:
-        assert server.endpoint(home=served) == running(served).url
+        assert server.locate(home=served) == Address(running(served).url)
         assert server.find(home=served).pid == running(served).pid
 
     def test_is_not_moved_by_options(self, served: Path) -> None:
@@ -178,7 +179,7 @@ class TestARunningServer:
         monkeypatch.setattr(server, "ANSWER_SECONDS", 0.2)
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(PhoenixUnreachable, match=r"no answer within.*phoenix stop"):
+            with pytest.raises(PhoenixUnreachable, match=r"did not answer in time.*phoenix stop"):
                 server.start(served)
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -188,7 +189,7 @@ class TestARunningServer:
         assert before.pid is not None
         httpx.post(f"{before.url}/v1/projects", json={"name": "kept"}, trust_env=False).raise_for_status()
         os.kill(before.pid, signal.SIGKILL)
-        assert eventually(lambda: server.endpoint(home=served) is None)
+        assert eventually(lambda: server.locate(home=served) is None)
         for ask in (server.status, lambda home: server.find(home=home)):
             with pytest.raises(PhoenixUnreachable, match="without being stopped"):
                 ask(served)
@@ -269,7 +270,7 @@ class TestAStartThatCannotSucceed:
             server.start(home)
         assert server.status(home) is None
 
-    @pytest.mark.parametrize("url", ["mysql://host/db", "phoenix.db", "postgresql://"])
+    @pytest.mark.parametrize("url", ["mysql://host/db", "phoenix.db", "postgresql://", "postgresql://me:hush@[::1/db"])
     def test_database_is_of_an_unknown_kind(self, home: Path, url: str) -> None:
         with pytest.raises(UsageError, match="must begin with postgresql://"):
             server.start(home, database_url=url)
@@ -280,12 +281,13 @@ class TestAStartThatCannotSucceed:
             server.start(home)
         assert server.status(home) is None
 
-    def test_phoenix_never_answers(self, home: Path, broken_python: Callable[[str], None], tmp_path: Path) -> None:
-        broken_python(f"echo $$ > {tmp_path / 'pid'}; exec sleep 600")
+    def test_phoenix_never_answers(self, home: Path, broken_python: Callable[[str], None]) -> None:
+        broken_python("exec sleep 600")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         with pytest.raises(TelemetryError, match="did not come up within 1 s"):
-            server.start(home, timeout=1)
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "pid").read_text()), 0)
+            server.start(home, port=port, timeout=1)
+        socket.create_server(("127.0.0.1", port)).close()  # nobody holds what the process was born with
 
     @linux
     def test_who_starts_it_is_killed(self, home: Path) -> None:
@@ -322,7 +324,7 @@ class TestANoteThatOutlivedItsServer:
     def test_nobody_else_is_stopped(self, home: Path, imposter: list[str]) -> None:
         with subprocess.Popen([sys.executable, "-c", "input()", *imposter], stdin=subprocess.PIPE) as stranger:
             write_note(home, stranger.pid, "some other time")
-            assert server.endpoint(home=home) is None
+            assert server.locate(home=home) is None
             assert not server.stop(home)
             assert stranger.poll() is None
             stranger.communicate(b"\n")
@@ -338,6 +340,13 @@ class TestANoteThatOutlivedItsServer:
             assert not server.stop(home)
             stranger.communicate(b"\n")
         assert stranger.returncode == 0
+
+    @linux
+    def test_a_folder_that_cannot_be_written_to_is_said(self, home: Path) -> None:
+        home.mkdir()
+        (home / "phoenix").symlink_to("/proc/self")  # where not even root may write
+        with pytest.raises(SetupError, match=f"Cannot write to {home / 'phoenix'}"):
+            server.stop(home)
 
     def test_a_damaged_note_is_no_note(self, home: Path) -> None:
         write_note(home, 1, "")
@@ -355,7 +364,7 @@ def write_note(home: Path, pid: int, began: str) -> None:
 class TestNoServer:
     def test_asking_leaves_no_trace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert server.endpoint() is None
+        assert server.locate() is None
         assert server.status() is None
         assert not server.stop()
         assert list(tmp_path.iterdir()) == []
@@ -371,13 +380,20 @@ class TestAPhoenixElsewhere:
     )
     def test_its_address_is_read_as_people_write_it(self, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", written)
-        assert server.endpoint() == "http://phoenix:6006"
-        assert server.endpoint("https://other/s/space/") == "https://other/s/space"
+        assert server.locate() == Address("http://phoenix:6006")
+        assert server.locate("https://other/s/space/") == Address("https://other/s/space")
 
-    @pytest.mark.parametrize("written", ["localhost:6006", "phoenix", "ftp://host"])
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "localhost:6006", "phoenix", "ftp://host", "http://", "http://[::1", "http://me:hush@host:port",
+            "http://host:99999", "http://ho\nst", "http://host?token=hush", "http://host#hush",
+        ],
+    )  # fmt: skip
     def test_its_address_is_an_address(self, written: str) -> None:
-        with pytest.raises(UsageError, match="not the address"):
-            server.endpoint(written)
+        with pytest.raises(UsageError, match="not the address") as refused:
+            server.locate(written)
+        assert "hush" not in str(refused.value)
 
     def test_is_used_instead_of_starting_one(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with answering(phoenix_of("20.26.0")) as url:
@@ -388,9 +404,49 @@ class TestAPhoenixElsewhere:
         assert not home.exists()
 
     def test_takes_no_options_for_starting_one(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", "http://phoenix:6006")
-        with pytest.raises(UsageError, match="PHOENIX_COLLECTOR_ENDPOINT"):
+        monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", "http://bob:hunter2@phoenix:6006")
+        with pytest.raises(UsageError, match="PHOENIX_COLLECTOR_ENDPOINT names http://phoenix:6006 as") as refused:
             server.start(home, port=7000)
+        assert "hunter2" not in str(refused.value)
+
+    def test_with_a_password_in_its_address_is_spoken_to_and_shown_without(self) -> None:
+        with answering(phoenix_of("20.26.1")) as url:
+            address = url.replace("//", "//bob:hunter2@")
+            found = server.find(address)
+        assert (found.url, found.shown) == (address, url)
+        assert found.project_url("support") == f"{url}/redirects/projects/support"
+        assert "hunter2" not in repr(found) + repr(server.locate(address))
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (200, "text/html", "<title>Welcome</title>"),
+            (200, "text/plain", "Welcome"),
+            (200, "text/plain", "4.0.0"),
+            (302, "text/plain", ""),
+            (401, "text/plain", ""),
+            (503, "text/plain", ""),
+            None,
+        ],
+    )
+    def test_with_a_password_in_its_address_fails_without_showing_it(
+        self, answer: Answer | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with answering(lambda path: answer or (200, "text/plain", "")) as url:
+            address = "http://bob:hunter2@127.0.0.1:9" if answer is None else url.replace("//", "//bob:hunter2@")
+            monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", address)
+            for ask in (server.find, server.start):
+                with pytest.raises(TelemetryError) as failed:
+                    ask()
+                assert "hunter2" not in f"{failed.value} {failed.value!r}"
+                assert "http://127.0.0.1:" in failed.value.problem
+
+    def test_that_sends_us_elsewhere_is_not_followed(self) -> None:
+        with (
+            answering(lambda path: (307, "text/plain", "")) as url,
+            pytest.raises(PhoenixUnreachable, match="elsewhere"),
+        ):
+            server.find(url)
 
     @pytest.mark.parametrize("version", ["20.25.9", "4.0.0", "19.100.1"])
     def test_is_too_old(self, version: str) -> None:
@@ -407,12 +463,19 @@ class TestAPhoenixElsewhere:
         ],
     )
     def test_is_another_program(self, answer: Answer) -> None:
-        with answering(lambda path: answer) as url, pytest.raises(PhoenixUnreachable, match="is not Phoenix"):
+        with answering(lambda path: answer) as url, pytest.raises(PhoenixUnreachable, match=r"What answers at .* not"):
             server.find(url)
 
     def test_answers_its_interface_with_a_page(self) -> None:
         def half(path: str) -> Answer:
             return phoenix_of("20.26.1")(path) if "version" in path else (200, "text/html", "<title>Log in</title>")
+
+        with answering(half) as url, pytest.raises(PhoenixUnreachable, match="is a web page, not the Phoenix"):
+            server.find(url)
+
+    def test_lacks_its_interface(self) -> None:
+        def half(path: str) -> Answer:
+            return phoenix_of("20.26.1")(path) if "version" in path else (404, "text/plain", "Not Found")
 
         with answering(half) as url, pytest.raises(PhoenixUnreachable, match="does not answer its own interface"):
             server.find(url)
@@ -420,7 +483,7 @@ class TestAPhoenixElsewhere:
     def test_is_in_trouble(self) -> None:
         with (
             answering(lambda path: (503, "text/plain", "")) as url,
-            pytest.raises(PhoenixUnreachable, match="HTTP 503"),
+            pytest.raises(PhoenixUnreachable, match="status 503"),
         ):
             server.find(url)
 
