@@ -53,8 +53,10 @@ def writable(folder: Path) -> Path:
     """`folder`, made if need be; a SetupError that names it if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)  # an empty file can be made on a full disk
+    except (FileExistsError, NotADirectoryError):
+        raise SetupError(f"{folder} cannot be made: a file is in its place.", remedy="Move that file away.") from None
     except OSError as error:
         raise SetupError(
             f"Cannot write to {folder} ({error.strerror or error}).",

@@ -45,7 +45,7 @@ from dspy_selfimprove.errors import (
 from dspy_selfimprove.message import FrozenDict, freeze, thaw
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.slots import Slots
-from dspy_selfimprove.wire import Body, Tokens, response_of, tokens_of, wire
+from dspy_selfimprove.wire import Body, Tokens, response_of, tokens_of, use_local_prices, wire
 
 if TYPE_CHECKING:
     import dspy
@@ -114,6 +114,7 @@ class Model:
             return self.price
         if self.id.startswith("rehearsal"):
             return REHEARSAL
+        use_local_prices()
         from dspy.clients.model_metadata import model_info, rate
 
         info = model_info(self.provider, self.id)

@@ -63,7 +63,7 @@ def _classified(error: BaseException) -> ModelError | None:
     if code == "context_length_exceeded" or one_of("ContextWindowExceededError", "ContextLengthError"):
         return BadAnswer("The prompt is longer than the model can read.", remedy="Shorten it.")
     if one_of("AuthenticationError", "PermissionDeniedError", "LMAuthError", "AuthError"):
-        return Refused("The model's service refused the key.", remedy="Set the provider's API key.")
+        return Refused("The model's service refused the key, or got none.", remedy="Set the provider's API key.")
     if one_of("NotConfiguredError", "LMNotConfiguredError"):
         return Refused("The model's service has no key.", remedy="Set the provider's API key.")
     if one_of("NotFoundError", "LMUnsupportedModelError", "UnsupportedModelError"):
@@ -76,6 +76,11 @@ def _classified(error: BaseException) -> ModelError | None:
         return Unavailable("The model's service asks to try again.", remedy="Try again later.", retry_after=wait)
     if one_of("APIResponseValidationError"):
         return Unavailable("The model's service sent an answer that is not JSON.", remedy="Try again later.")
+    if one_of("BadRequestError") and "LLM Provider NOT provided" in str(error):
+        return Refused(
+            "LiteLLM knows no such provider.",
+            remedy="Write provider/model, such as openai/gpt-4o-mini, or openai/NAME with a base_url of your own.",
+        )
     if one_of("BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"):
         return Refused("The model's service refused the request.", remedy="Check the parameters and the messages.")
     if one_of("LMProviderError", "ProviderError") and status == 200:

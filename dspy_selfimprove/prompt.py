@@ -89,6 +89,7 @@ class ChatPrompt:
     def messages(self, conversation: Iterable[Message] = (), /, **variables: object) -> list[Message]:
         """What the call sends: the system prompt, the few-shot turns, the conversation, the user template."""
         assert self.variables is not None
+        _refuse_text(conversation)
         self._check(variables)
         head = [{"role": self.role, "content": fill(self.system, variables, self.variables)}] if self.system else []
         tail = [{"role": "user", "content": fill(self.user, variables, self.variables)}] if self.user else []
@@ -154,6 +155,12 @@ def fill(template: str | None, values: Mapping[str, object], names: Iterable[str
     return _SLOT.sub(
         lambda slot: str(values[slot.group(1)]) if slot.group(1) in slots else slot.group(0), template or ""
     )
+
+
+def _refuse_text(conversation: object) -> None:
+    # A text is iterable too, and would become a message per letter.
+    if isinstance(conversation, str | Mapping):
+        raise UsageError("A conversation is a list of messages.", remedy='Pass [{"role": "user", "content": ...}].')
 
 
 def _listed(names: Iterable[str]) -> str:

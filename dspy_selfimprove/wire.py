@@ -126,11 +126,16 @@ def _given(**settings: str | None) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _litellm() -> Any:
-    # Without it, the first call spends seconds asking the network for a price list that we do not use.
+def use_local_prices() -> None:
+    """Keep DSPy and LiteLLM from asking the network for a price list: it takes seconds, and they bring one along."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+
+
+def _litellm() -> Any:
+    use_local_prices()
     import litellm
 
+    litellm.suppress_debug_info = True  # it prints advice in red beside the error it raises
     return litellm
 
 

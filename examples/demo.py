@@ -2,7 +2,8 @@
 
 A support desk answers 300 tickets and is traced to a real Phoenix; three Phoenix evaluators judge the answers; their
 scores go back onto the spans. Run it again and it goes on where it was: tickets already answered and answers already
-judged are left alone. Phoenix stays up at the end, so that you can look; after ctrl-C or an error, nothing does.
+judged are left alone. Phoenix stays up at the end, so that you can look; after ctrl-C or an error, what the demo
+started goes down with it. A Phoenix named in PHOENIX_COLLECTOR_ENDPOINT is used instead.
 
 The model is a stand-in that only reads its prompt: the scores show that the machinery works, and nothing else.
 """
@@ -14,11 +15,18 @@ from __future__ import annotations
 import signal
 import sys
 
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
+def leave(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the first ctrl-C counts
+    sys.exit(130)
+
+
+signal.signal(signal.SIGINT, leave)
 
 import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -29,6 +37,7 @@ import support_desk
 from filelock import FileLock, Timeout
 from openai import OpenAI
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -38,12 +47,15 @@ from dspy_selfimprove.rehearsal import Latency, RehearsalModel, serve
 from dspy_selfimprove.score import Score
 from dspy_selfimprove.telemetry import annotations, server
 from dspy_selfimprove.telemetry.annotations import Annotation
+from dspy_selfimprove.telemetry.client import Address, connect
 
-PROJECT = "support-desk"
+PROJECT = "support-desk-demo"
 TICKETS = 300
 MODEL = "rehearsal-worker"
 JUDGE = "rehearsal-judge"
 PATIENCE = 60.0  # seconds for spans to show up in Phoenix
+ROOM = 100 * 2**20  # bytes that Phoenix's database and logs may need
+LOG = ".selfimprove/phoenix/phoenix.log"
 
 console = Console()
 
@@ -64,24 +76,25 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def phoenix() -> Iterator[server.Phoenix]:
-    """This project's Phoenix. Started here, it stays up if all goes well, and goes down with the demo if not."""
+    """The Phoenix to use. One that was started here stays up if all goes well, and goes down with the demo if not."""
     try:
-        was_running = server.status() is not None
-    except PhoenixUnreachable:  # it was killed; start knows what to do
-        was_running = False
+        before = server.status()
+    except PhoenixUnreachable:
+        before = None  # it died; or it is stuck, and then start says so
+    with console.status("Starting Phoenix ...") as status:
+        running = server.start(progress=lambda doing: status.update(escape(doing)))
+    if not running.ours:
+        console.print(f"Using the Phoenix at {escape(running.url)}.", soft_wrap=True)
     try:
-        with console.status("Starting Phoenix ...") as status:
-            running = server.start(progress=status.update)
         yield running
     except BaseException:
-        if not was_running:
+        if running.ours and (before is None or before.pid != running.pid):
             server.stop()
         raise
 
 
 def answered(phoenix: server.Phoenix) -> dict[str, dict[str, Any]]:
     """What Phoenix has of the desk's model calls, by ticket: the span, the conversation and the reply."""
-    from phoenix.client import Client
     from phoenix.client.types.spans import SpanQuery
 
     query = (
@@ -89,10 +102,12 @@ def answered(phoenix: server.Phoenix) -> dict[str, dict[str, Any]]:
         .where("span_kind == 'LLM' and status_code == 'OK'")
         .select("metadata", "input.value", "output.value")
     )
-    client = Client(base_url=phoenix.url, api_key=phoenix.api_key)
-    frame = client.spans.get_spans_dataframe(query=query, project_identifier=PROJECT, limit=100_000, timeout=60)
+    with connect(Address.parse(phoenix.url, phoenix.api_key)) as client:
+        frame = client.spans.get_spans_dataframe(query=query, project_identifier=PROJECT, limit=100_000, timeout=60)
     found = {}
     for span_id, row in frame.iterrows():
+        if not isinstance(row["metadata"], dict) or "ticket" not in row["metadata"]:
+            continue  # somebody else's call in this project
         messages = json.loads(row["input.value"])["messages"]
         reply = json.loads(row["output.value"])["choices"][0]["message"]["content"]
         turns = [f"{message['role']}: {message['content']}" for message in messages if message["role"] != "system"]
@@ -118,7 +133,9 @@ def answer_tickets(base_url: str, phoenix: server.Phoenix, progress: Progress) -
     while len(done := {name: row for name, row in answered(phoenix).items() if name in wanted}) < TICKETS:
         progress.update(landing, completed=len(done))
         if time.monotonic() > deadline:
-            raise PhoenixUnreachable("Some traces did not arrive in Phoenix.", remedy="Run make demo again to go on.")
+            raise PhoenixUnreachable(
+                "Some traces did not arrive in Phoenix.", remedy=f"Look into its log, {LOG}; then run make demo again."
+            )
         time.sleep(0.5)
     progress.update(landing, completed=TICKETS)
     return done
@@ -171,7 +188,17 @@ def summary(rows: Mapping[str, Mapping[str, Any]], phoenix: server.Phoenix) -> T
     return table
 
 
+def check_room() -> None:
+    """A full disk shows late and in strange ways, so it is asked for first."""
+    if (free := shutil.disk_usage(files.home()).free) < ROOM:
+        raise SetupError(
+            f"The disk of this folder has {free // 2**20} MB left, and the demo may need {ROOM // 2**20}.",
+            remedy="Free some space.",
+        )
+
+
 def run() -> None:
+    check_room()
     with alone(), phoenix() as running, serve(RehearsalModel(seed=1), latency=Latency.lognormal(0.02)) as rehearsal:
         columns = (
             SpinnerColumn(),
@@ -184,27 +211,39 @@ def run() -> None:
             rows = answer_tickets(rehearsal.url, running, progress)
             judge_answers(rehearsal.url, rows, running, progress)
         console.print(summary(rows, running))
-        lines: Iterable[str] = (
-            f"{len(rows)} conversations are in the project [bold]{PROJECT}[/]; the scores are on each ChatCompletion:",
+        if running.ours and server.status() is None:
+            raise PhoenixUnreachable(
+                "Phoenix is gone.", remedy="Was .selfimprove removed meanwhile? Run make demo again."
+            )
+        lines = [
+            f"{len(rows)} conversations are in the project {PROJECT}; the scores are on each ChatCompletion:",
             f"  {running.project_url(PROJECT)}",
             f"The evaluators that ran are recorded in {files.home() / 'evaluators'}.",
-            "Phoenix stays up; `.venv/bin/dspy-selfimprove phoenix stop` ends it.",
-            "[dim]The model was a stand-in: these scores show that the machinery works, and nothing about a model.[/]",
-        )
-        console.print("\n".join(lines), soft_wrap=True)
+            "The model was a stand-in: these scores show that the machinery works, and nothing about a model.",
+        ]
+        if running.ours:
+            lines.insert(3, "Phoenix stays up; `.venv/bin/dspy-selfimprove phoenix stop` ends it.")
+        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def interrupted(number: int, frame: object) -> None:
+    """Only the first ctrl-C counts: a second one must not interrupt the cleaning up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("\nStopping ...", file=sys.stderr)
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run it, with every mistake of the world as one sentence and an exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run()
     except SelfImproveError as error:
-        console.print(f"[red]{error.problem}[/] {error.remedy}", soft_wrap=True)
+        print(f"{error.problem} {error.remedy}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print("Interrupted. Nothing is left running; make demo goes on from here.")
+        print("Interrupted. What the demo started is stopped; make demo goes on from here.", file=sys.stderr)
         sys.exit(130)
 
 

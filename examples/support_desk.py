@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -75,7 +76,9 @@ def main() -> None:
     options.add_argument("--model", default="gpt-4o-mini")
     options.add_argument("--tickets", type=int, default=5)
     chosen = options.parse_args()
-    some = list(islice(tickets(), chosen.tickets))
+    if "OPENAI_API_KEY" not in os.environ:
+        options.exit(1, "Set OPENAI_API_KEY; or run `dspy-selfimprove rehearsal serve` and export what it prints.\n")
+    some = list(islice(tickets(), max(1, chosen.tickets)))
     with instrument("support-desk") as telemetry:
         for ticket, reply in zip(some, serve(OpenAI(), some, model=chosen.model, tracer=telemetry.tracer), strict=True):
             print(f"{ticket['id']}  {ticket['customer']['name']}: {ticket['turns'][-1]['content']}\n\n{reply}\n")

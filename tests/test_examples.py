@@ -21,3 +21,12 @@ def test_the_support_desk_answers_without_a_phoenix_and_says_only_its_answers(tm
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nT0") + done.stdout.startswith("T0") == 3
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_key_it_says_what_to_do(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    command = [sys.executable, str(EXAMPLES / "support_desk.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "rehearsal serve" in done.stderr
+    assert "Traceback" not in done.stderr

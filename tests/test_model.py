@@ -211,7 +211,7 @@ def test_a_refusal_is_told_at_once_and_in_our_words():
         assert server.counts().calls == 1
     failure = outage.failure_of(caught.value)
     assert isinstance(failure, Refused)
-    assert "refused the key" in str(failure)
+    assert "refused the key, or got none" in str(failure)
 
 
 def test_nothing_listens_is_an_outage_that_ends(monkeypatch):
@@ -224,6 +224,12 @@ def test_nothing_listens_is_an_outage_that_ends(monkeypatch):
         lm(asking("x"))
     assert isinstance(outage.failure_of(caught.value), Unavailable)
     assert [(call.attempts, call.failure) for call in calls] == [(3, "Unavailable")]
+
+
+def test_a_provider_that_nobody_knows_is_named_as_the_mistake(capsys):
+    with pytest.raises(Exception, match="LiteLLM knows no such provider"):
+        Models(Model(name="nope/nope")).lm("worker")("hi")
+    assert "Provider List" not in capsys.readouterr().out
 
 
 def test_a_timeout_is_told_apart():

@@ -109,6 +109,8 @@ def test_the_mistakes_a_user_makes_are_named():
         prompt.request(customer_name="a", plan="b", customer_nam="c")
     with pytest.raises(UsageError, match="has a place for"):
         ChatPrompt(system="x", extra={"temperature": 1})
+    with pytest.raises(UsageError, match="is a list of messages"):
+        prompt.request("hello", customer_name="a", plan="b")
     with pytest.raises(UsageError, match="no message"):
         ChatPrompt(model="m").request()
     with pytest.raises(UsageError, match="no field 'temprature'"):

@@ -187,7 +187,8 @@ model, said = RehearsalModel(seed=3), []
 
 
 def ask(text):
-    said.append(model.complete({"model": "m", "messages": [{"role": "user", "content": text}]})["choices"][0]["message"])
+    answer = model.complete({"model": "m", "messages": [{"role": "user", "content": text}]})
+    said.append(answer["choices"][0]["message"])
     return said[-1]["content"]
 
 
@@ -200,7 +201,7 @@ for kind in ("support", "retrieval"):
                 ask(judge.messages[0]["content"].replace("{{output}}", reply).replace("{{input}}", example.text))
     blame = " ".join(message["content"] for message in said[-12:])
     for _ in range(4):
-        ask(f"Improve this prompt:\\n```\\n{prompt}\\n```\\nFeedback: {blame}\\nWrite a new instruction within ``` blocks.")
+        ask(f"Improve this prompt:\\n```\\n{prompt}\\n```\\nFeedback: {blame}\\nWrite a new one within ``` blocks.")
 print(digest(said, 64))
 """
 
