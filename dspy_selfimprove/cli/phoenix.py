@@ -1,6 +1,7 @@
 """`dspy-selfimprove phoenix`: the server that receives the traces, started, stopped and looked at.
 
-Results go to standard output, progress to standard error. Every command honours `PHOENIX_COLLECTOR_ENDPOINT`.
+Results go to standard output, progress to standard error. A Phoenix that `PHOENIX_COLLECTOR_ENDPOINT` names is the one
+to use, so none is started, and that one is looked at and opened; `stop` ends this project's own and never another.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ def start(port: int | None, database_url: str | None, timeout: float) -> None:
     with _shown() as progress:
         found = server.start(port=port, database_url=database_url, timeout=timeout, progress=progress)
     if found.ours:
-        click.echo(f"Phoenix {found.version} is running at {found.url}")
+        click.echo(f"Phoenix {found.version} is running at {found.shown}")
         click.echo(f"Its data is in {_place(found)}; `dspy-selfimprove phoenix stop` ends it.")
     else:
-        click.echo(f"Using the Phoenix {found.version} at {found.url}, which {server.ENDPOINT_VARIABLE} names.")
+        click.echo(f"Using the Phoenix {found.version} at {found.shown}, which PHOENIX_COLLECTOR_ENDPOINT names.")
 
 
 @phoenix.command()
 def stop() -> None:
-    """Stop this project's server. Its data stays."""
+    """Stop this project's server, whatever PHOENIX_COLLECTOR_ENDPOINT names. Its data stays."""
     from dspy_selfimprove.telemetry import server
 
     click.echo("Phoenix is stopped." if server.stop() else "No Phoenix of this project was running.")
@@ -56,11 +57,11 @@ def status(context: click.Context) -> None:
     """Say which Phoenix is used; exit code 1 if there is none."""
     from dspy_selfimprove.telemetry import server
 
-    if server.endpoint() is None and server.status() is None:
-        click.echo("No Phoenix is running here; `dspy-selfimprove phoenix start` starts one.")
+    if server.locate() is None and server.status() is None:
+        click.echo("No Phoenix is running for this project; `dspy-selfimprove phoenix start` starts one.")
         context.exit(1)
     found = server.find()
-    click.echo(f"Phoenix {found.version} is running at {found.url}")
+    click.echo(f"Phoenix {found.version} is running at {found.shown}")
     if found.ours:
         click.echo(f"  process   {found.pid}")
         click.echo(f"  traces    {found.traces_url}" + (f", gRPC on port {found.grpc_port}" if found.grpc_port else ""))
@@ -78,7 +79,7 @@ def open_(project: str | None) -> None:
     from dspy_selfimprove.telemetry import server
 
     found = server.find()
-    url = found.project_url(project) if project else found.url
+    url = found.project_url(project) if project else found.shown
     click.echo(url)
     # Without a display, webbrowser would start a text browser in this very terminal.
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):

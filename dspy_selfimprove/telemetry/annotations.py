@@ -31,7 +31,8 @@ from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.message import FrozenDict, freeze
 from dspy_selfimprove.sample import EvalKind
 from dspy_selfimprove.score import Score
-from dspy_selfimprove.telemetry.client import clean_text, connect, locate, project_name, refused
+from dspy_selfimprove.telemetry.client import clean_text, connect, project_name, refused
+from dspy_selfimprove.telemetry.server import locate
 
 if TYPE_CHECKING:
     from phoenix.client import Client
@@ -99,7 +100,7 @@ class Reading:
 def write(annotations: Iterable[Annotation], *, endpoint: str | None = None, api_key: str | None = None) -> Written:
     """Write `annotations`; of several with the same span, name and identifier the last one counts.
 
-    The Phoenix is the one `client.locate` finds. An outage raises once waiting is no use; what was written by then
+    The Phoenix is the one `server.locate` finds. An outage raises once waiting is no use; what was written by then
     stands, and the whole may be written again.
     """
     latest: dict[tuple[str, str, str], Annotation] = {}

@@ -12,12 +12,13 @@ The evaluation comes first. Recording never raises; the first trouble is one lin
 evaluator costs a comparison of its settings, which also notices one that was bound or changed in between.
 
 The store is a folder with one file per definition, named by its content hash and moved into place: processes that
-record the same thing write the same file, nothing is ever changed, and a damaged file is left out and reported. Which
-version ran last is its file's time.
+record the same thing write the same file, nothing is ever changed, and a damaged file is left out and reported. Its
+file's time says when a version began to run, also when it does so again after another one has.
 
 Keys, headers and addresses in the invocation parameters are left out and listed as `unrecorded`, as is what cannot be
 data. Not covered: a direct call of a decorated function (`check(output=...)` never passes through the evaluator); a
-subclass that overrides `evaluate` without calling it; a secret written into a template.
+subclass that overrides `evaluate` without calling it; a secret written into a template; which of two evaluators with
+one name ran last when both stay and take turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import os
 import re
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -42,7 +44,7 @@ from typing import Any, Final, Literal, cast
 import wrapt
 
 from dspy_selfimprove import files
-from dspy_selfimprove.errors import UsageError
+from dspy_selfimprove.errors import SetupError, UsageError
 from dspy_selfimprove.message import Message
 from dspy_selfimprove.sample import Direction, EvalKind, EvalSpec
 
@@ -56,10 +58,11 @@ _lock = threading.RLock()
 _trackers: tuple[Tracking, ...] = ()
 
 
-def track_evaluators(store: Path | None = None) -> Tracking:
+def track_evaluators(store: str | Path | None = None) -> Tracking:
     """Record every Phoenix evaluator that runs in this process from now on, until `stop()`.
 
-    `store` is a folder, by default the project's. Each call is a recording of its own and ends by itself.
+    `store` is a folder, by default the project's; the first record makes it. Each call is a recording of its own and
+    ends by itself.
     """
     global _trackers
     tracking = Tracking(_folder(store))
@@ -69,7 +72,7 @@ def track_evaluators(store: Path | None = None) -> Tracking:
     return tracking
 
 
-def get(name: str, version: str | None = None, *, store: Path | None = None) -> EvalSpec:
+def get(name: str, version: str | None = None, *, store: str | Path | None = None) -> EvalSpec:
     """The definition recorded under `name`: the one that ran last, or the one whose version begins with `version`."""
     found = versions(name, store=store)
     if version is None:
@@ -83,7 +86,7 @@ def get(name: str, version: str | None = None, *, store: Path | None = None) -> 
     )
 
 
-def versions(name: str, *, store: Path | None = None) -> tuple[EvalSpec, ...]:
+def versions(name: str, *, store: str | Path | None = None) -> tuple[EvalSpec, ...]:
     """Every definition recorded under `name`, the one that ran last first."""
     recorded = _read_all(_folder(store))
     found = tuple(spec for spec in recorded if spec.name == name)
@@ -97,12 +100,12 @@ def versions(name: str, *, store: Path | None = None) -> tuple[EvalSpec, ...]:
     )
 
 
-def all(*, store: Path | None = None) -> tuple[EvalSpec, ...]:  # noqa: A001 - reads as evaluators.all()
+def latest(*, store: str | Path | None = None) -> tuple[EvalSpec, ...]:
     """Each recorded evaluator as it ran last, in the order of their names."""
-    latest: dict[str, EvalSpec] = {}
+    found: dict[str, EvalSpec] = {}
     for spec in _read_all(_folder(store)):
-        latest.setdefault(spec.name, spec)
-    return tuple(latest[name] for name in sorted(latest))
+        found.setdefault(spec.name, spec)
+    return tuple(found[name] for name in sorted(found))
 
 
 class Tracking:
@@ -111,7 +114,7 @@ class Tracking:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._settings: weakref.WeakKeyDictionary[object, tuple[object, ...]] = weakref.WeakKeyDictionary()
-        self._versions: set[str] = set()
+        self._latest: dict[str, str] = {}  # by name, the version that was noted last
         self._warned = False
 
     def stop(self) -> None:
@@ -136,15 +139,16 @@ class Tracking:
             if self._is_known(evaluator, settings):
                 return
             spec = specify(evaluator, mapping)
-            if spec.version not in self._versions:
+            if self._latest.get(spec.name) != spec.version:
                 _write(self.folder, spec)
-                self._versions.add(spec.version)
+                self._latest[spec.name] = spec.version
             with suppress(TypeError):  # cannot be hashed: looked at each time
                 self._settings[evaluator] = settings
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                logger.warning("An evaluator could not be recorded (%s); it runs all the same.", type(error).__name__)
+                why = error.problem.rstrip(".") if isinstance(error, SetupError) else type(error).__name__
+                logger.warning("An evaluator could not be recorded (%s); it runs all the same.", why)
 
     def _is_known(self, evaluator: object, settings: tuple[object, ...]) -> bool:
         try:
@@ -381,17 +385,23 @@ def _is_data(value: Any) -> bool:
 # The store.
 
 
-def _folder(store: Path | None) -> Path:
-    return files.home() / "evaluators" if store is None else store
+def _folder(store: str | Path | None) -> Path:
+    """Where the records are, as seen from here and now. Makes nothing."""
+    return files.nearest_home() / "evaluators" if store is None else Path(store).absolute()
 
 
 def _write(folder: Path, spec: EvalSpec) -> None:
+    if folder.parent.name == files.HOME_NAME:
+        files.home(folder.parent.parent)  # with what keeps it private and out of commits
     label = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:40]
     path = folder / f"{label or 'evaluator'}.{spec.version}.json"
-    if _read(path) == spec:
-        os.utime(path)  # it runs again, and so is the latest again
-    else:
+    if _read(path) != spec:
         files.write_text(path, json.dumps({"format": FORMAT, "spec": spec.to_json()}, indent=1, allow_nan=False) + "\n")
+    now = time.time_ns()  # a file system's own clock gives files of the same few milliseconds the same time
+    try:
+        os.utime(path, ns=(now, now))
+    except PermissionError:  # another user's file: only its own clock may be asked
+        os.utime(path)
 
 
 def _read(path: Path) -> EvalSpec | None:

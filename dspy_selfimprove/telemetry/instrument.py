@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,10 +43,11 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
+from dspy_selfimprove import files
 from dspy_selfimprove.errors import UsageError
-from dspy_selfimprove.telemetry.client import Address, locate, project_name
+from dspy_selfimprove.telemetry.client import Address, named, project_name
 from dspy_selfimprove.telemetry.outbox import Outbox
-from dspy_selfimprove.telemetry.server import ENDPOINT_VARIABLE
+from dspy_selfimprove.telemetry.server import locate
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -65,6 +65,8 @@ LIBRARIES: Final = {
 }
 THREADING: Final = "opentelemetry.instrumentation.threading:ThreadingInstrumentor"
 
+# Never held while something is imported or switched on: that may wait for an import in another thread, which may be in
+# `_fit` and waiting for this lock.
 _lock = threading.RLock()
 _active: Instrumentation | None = None
 
@@ -72,21 +74,31 @@ _active: Instrumentation | None = None
 def instrument(project: str, *, endpoint: str | None = None, api_key: str | None = None) -> Instrumentation:
     """Send this process's OpenAI and DSPy calls to `project` until `stop()`.
 
-    The collector is `endpoint`, else `PHOENIX_COLLECTOR_ENDPOINT`, else the Phoenix that runs for this project folder,
-    also if it is started later. The same call again gives the same handle; another one is refused while this one lasts.
+    The collector is `endpoint`, else `PHOENIX_COLLECTOR_ENDPOINT`, else the Phoenix that runs for the project folder in
+    which this was called, also if it is started later. The same call again gives the same handle; another one is
+    refused while this one lasts.
     """
     global _active
     asked = (project_name(project), endpoint, api_key)
     with _lock:
-        if _active is not None:
-            if _active._asked == asked:
-                return _active
-            raise UsageError(
-                f"This process already sends its calls to the project {_active.project!r}.",
-                remedy="Call stop() on that instrumentation first.",
-            )
-        _active = Instrumentation(*asked)
+        if (standing := _standing(asked)) is not None:
+            return standing
+    made = Instrumentation(*asked)
+    with _lock:
+        if (standing := _standing(asked)) is not None:  # another thread was faster
+            return standing
+        _active = made
+    made._begin()
+    return made
+
+
+def _standing(asked: tuple[str, str | None, str | None]) -> Instrumentation | None:
+    if _active is None or _active._asked == asked:
         return _active
+    raise UsageError(
+        f"This process already sends its calls to the project {_active.project!r}.",
+        remedy="Call stop() on that instrumentation first.",
+    )
 
 
 class Instrumentation:
@@ -105,10 +117,12 @@ class Instrumentation:
         )
         self._provider.add_span_processor(self._outbox)
         self._fitted: list[_Fitted] = []
+
+    def _begin(self) -> None:
+        atexit.register(self._outbox.flush, AT_EXIT)
         self._fit(THREADING, None)
         for library, instrumentor in LIBRARIES.items():
             wrapt.register_post_import_hook(partial(self._fit, instrumentor), library)
-        atexit.register(self._outbox.flush, AT_EXIT)
 
     @property
     def endpoint(self) -> str | None:
@@ -167,21 +181,28 @@ class Instrumentation:
         try:
             module, _, attribute = instrumentor.partition(":")
             switch: _Switch = getattr(import_module(module), attribute)()
-            with _lock:
-                if not switch.is_instrumented_by_opentelemetry:
-                    self._fitted.append(_Fitted.on(switch, self._provider, library))
-                elif library:
+            if switch.is_instrumented_by_opentelemetry:
+                if library:
                     logger.warning("The application already traces %s its own way; those calls stay there.", name)
+                return
+            fitted = _Fitted.on(switch, self._provider, library)
         except Exception as error:
             logger.warning("Calls of %s cannot be traced (%s: %s).", name, type(error).__name__, error)
+            return
+        with _lock:
+            if _active is self:
+                self._fitted.append(fitted)
+                return
+        fitted.remove()  # stopped meanwhile
 
 
 def _finder(endpoint: str | None, api_key: str | None) -> Callable[[], Address | None]:
     """How to learn where spans go. An address that was named stays; a server of ours may come, go and move."""
-    named = locate(endpoint, api_key)
-    if named is not None and (endpoint or os.environ.get(ENDPOINT_VARIABLE)):
-        return lambda: named
-    return lambda: locate(None, api_key)
+    elsewhere = named(endpoint, api_key)
+    if elsewhere is not None:
+        return lambda: elsewhere
+    home = files.nearest_home()  # now: the application may change its directory
+    return lambda: locate(api_key=api_key, home=home)
 
 
 class _All(Sampler):

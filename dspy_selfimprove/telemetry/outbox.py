@@ -7,6 +7,7 @@ production application these matter and those lack them:
   - a collector that restarts loses nothing: spans wait, within a bound of number *and* size, and the oldest go first;
   - one warning per kind of trouble, then quiet; the exporter writes a line for every attempt;
   - one span that UTF-8 cannot hold does not cost the batch it is in;
+  - a redirect is no delivery: following one makes a GET without the spans, and takes the key to another host;
   - no connection and no lock is shared with a forked child, which starts with an empty box.
 
 The encoding is OpenTelemetry's; only the sending is ours, over urllib: an HTTP library that the application uses too
@@ -35,7 +36,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import Status
 
-from dspy_selfimprove.telemetry.client import GIVE_A_KEY, START_IT, Address, clean_text
+from dspy_selfimprove.telemetry.client import CHECK_IT, GIVE_A_KEY, NONE_RUNS, START_IT, Address, clean_text
 
 logger = logging.getLogger("dspy_selfimprove.telemetry")
 
@@ -182,7 +183,7 @@ class Outbox(SpanProcessor):
         except Exception:
             collector = None
         if collector is None:
-            self._tell("none", f"No Phoenix is running for this project; spans wait in memory. {START_IT}")
+            self._tell("none", f"{NONE_RUNS}; spans wait in memory. {START_IT}")
             return _Outcome.AWAY
         try:
             return self._post(collector, encode_spans([_encodable(span) for span in spans]).SerializeToString())
@@ -191,10 +192,8 @@ class Outbox(SpanProcessor):
             return _Outcome.REFUSED
 
     def _post(self, collector: Address, body: bytes) -> _Outcome:
-        headers = {"Content-Type": "application/x-protobuf"}
-        if collector.api_key:
-            headers["Authorization"] = f"Bearer {collector.api_key}"
-        request = urllib.request.Request(f"{collector.url}/v1/traces", body, headers, method="POST")  # noqa: S310
+        headers = {"content-type": "application/x-protobuf", **collector.headers}
+        request = urllib.request.Request(f"{collector.shown}/v1/traces", body, headers, method="POST")  # noqa: S310
         try:
             with self._opener(collector).open(request, timeout=ANSWER_WITHIN) as answer:
                 kind = answer.headers.get_content_type()
@@ -213,8 +212,10 @@ class Outbox(SpanProcessor):
             self._tell("key", f"Phoenix at {where} does not accept our key; spans wait in memory. {GIVE_A_KEY}")
         elif status >= 500 or status == 429:
             self._tell("busy", f"Phoenix at {where} takes no spans now (status {status}); they wait in memory.")
+        elif 300 <= status < 400:
+            self._tell("moved", f"What answers at {where} sends spans elsewhere; they wait in memory. {CHECK_IT}")
         elif status in (404, 405):
-            self._tell("other", f"What answers at {where} is not Phoenix; spans wait in memory. Check the address.")
+            self._tell("other", f"What answers at {where} is not Phoenix; spans wait in memory. {CHECK_IT}")
         else:
             self._tell("refused", f"Phoenix at {where} refused a batch of spans (status {status}); it is lost.")
             return _Outcome.REFUSED
@@ -222,16 +223,23 @@ class Outbox(SpanProcessor):
 
     def _opener(self, collector: Address) -> urllib.request.OpenerDirector:
         if collector.is_loopback:
-            return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
         if self._tls is None:
             # Python's own default finds no certificates on some installations; httpx brings them.
             self._tls = httpx.create_ssl_context()
-        return urllib.request.build_opener(urllib.request.HTTPSHandler(context=self._tls))
+        return urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=self._tls))
 
     def _tell(self, kind: str, sentence: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
             logger.warning("%s", sentence)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect what any other refusal is: an HTTPError with its status."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def _encodable(span: ReadableSpan) -> ReadableSpan:

@@ -33,20 +33,30 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
+
+import httpx
 
 from dspy_selfimprove import files
 from dspy_selfimprove.errors import (
     PhoenixTooOld,
-    PhoenixUnauthorized,
     PhoenixUnreachable,
     SelfImproveError,
     SetupError,
     TelemetryError,
     UsageError,
+)
+from dspy_selfimprove.telemetry.client import (
+    ENDPOINT_VARIABLE,
+    NONE_RUNS,
+    START_IT,
+    Address,
+    ask,
+    given_key,
+    named,
+    shown,
 )
 from dspy_selfimprove.telemetry.installation import (
     MINIMUM,
@@ -57,19 +67,14 @@ from dspy_selfimprove.telemetry.installation import (
     recent,
 )
 
-if TYPE_CHECKING:
-    import httpx
-
 LAUNCHER = Path(__file__).with_name("launcher.py")
-ENDPOINT_VARIABLE = "PHOENIX_COLLECTOR_ENDPOINT"
-KEY_VARIABLE = "PHOENIX_API_KEY"
 PORT = 6006
 GRPC_PORT = 4317
 PORTS_TRIED = 20
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
-_LOOPBACK = "127.0.0.1"
+_HOST = "127.0.0.1"
 
 # What a user may decide about a server of ours. Any other PHOENIX_* variable is meant for another server or for a
 # client, and would move this one, open it to the network or turn its address into https.
@@ -90,13 +95,13 @@ def _silent(doing: str) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Phoenix:
     """A Phoenix that answers. `pid`, `grpc_port` and `database` are known of a server of ours only."""
 
     url: str
     version: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = None
     pid: int | None = None
     grpc_port: int | None = None
     database: str | None = None
@@ -106,47 +111,56 @@ class Phoenix:
         return self.pid is not None
 
     @property
+    def shown(self) -> str:
+        """Its address for messages and for a browser: without a user and password."""
+        return shown(self.url)
+
+    @property
     def traces_url(self) -> str:
         """Where OTLP over HTTP goes."""
         return f"{self.url}/v1/traces"
 
     def project_url(self, name: str) -> str:
         """The page that shows a project, for a browser."""
-        return f"{self.url}/redirects/projects/{quote(name, safe='')}"
+        return f"{self.shown}/redirects/projects/{quote(name, safe='')}"
+
+    def __repr__(self) -> str:
+        return f"<Phoenix {self.version} at {self.shown}{f', process {self.pid}' if self.ours else ''}>"
 
 
-def endpoint(url: str | None = None, *, home: Path | None = None) -> str | None:
-    """The base address of the Phoenix to use: `url`, else the environment's, else our running one's, else None.
+def locate(endpoint: str | None = None, api_key: str | None = None, *, home: Path | None = None) -> Address | None:
+    """The Phoenix to use: the one `endpoint` names, else the environment's, else our running one, else None.
 
     Nothing is asked over the network and nothing is written, so a host application can call this at its start.
     """
-    if chosen := url or os.environ.get(ENDPOINT_VARIABLE):
-        return _base(chosen)
+    if (elsewhere := named(endpoint, api_key)) is not None:
+        return elsewhere
     note = _read_note(_folder(home))
-    return note.url if note is not None and _lives(note) else None
+    return Address(note.url, given_key(api_key)) if note is not None and _lives(note) else None
 
 
-def find(url: str | None = None, *, api_key: str | None = None, home: Path | None = None) -> Phoenix:
-    """The Phoenix to use (see `endpoint`), asked: it answers, is Phoenix, is recent enough and takes our key."""
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
-    if chosen := url or os.environ.get(ENDPOINT_VARIABLE):
-        base = _base(chosen)
-        phoenix = Phoenix(base, _version(base, key), key)
+def find(endpoint: str | None = None, *, api_key: str | None = None, home: Path | None = None) -> Phoenix:
+    """The Phoenix to use (see `locate`), asked: it answers, is Phoenix, is recent enough and takes our key."""
+    address = named(endpoint, api_key)
+    if address is not None:
+        phoenix = Phoenix(address.url, _version(address), address.api_key)
     else:
         ours = status(home)
         if ours is None:
-            raise PhoenixUnreachable(
-                "No Phoenix is running here.",
-                remedy=f"Start one with `dspy-selfimprove phoenix start`, or name one in {ENDPOINT_VARIABLE}.",
-            )
-        phoenix = replace(ours, api_key=key)
+            raise PhoenixUnreachable(f"{NONE_RUNS}.", remedy=START_IT)
+        phoenix = replace(ours, api_key=given_key(api_key))
+        address = Address(phoenix.url, phoenix.api_key)
     if not recent(phoenix.version):
         minimum = ".".join(map(str, MINIMUM))
         raise PhoenixTooOld(
-            f"The Phoenix at {phoenix.url} is version {phoenix.version}; {minimum} or newer is needed.",
+            f"The Phoenix at {phoenix.shown} is version {phoenix.version}; {minimum} or newer is needed.",
             remedy=f"Upgrade it, or unset {ENDPOINT_VARIABLE} to run one here.",
         )
-    _check_key(phoenix)
+    if not ask(address, "/v1/projects?limit=1", timeout=ANSWER_SECONDS).is_success:
+        raise PhoenixUnreachable(
+            f"The Phoenix at {phoenix.shown} does not answer its own interface.",
+            remedy="If something stands between, such as a proxy, go around it.",
+        )
     return phoenix
 
 
@@ -162,10 +176,10 @@ def start(
 
     `home` is a `.selfimprove/` folder, by default the project's. Without `port`, 6006 or the next free one.
     """
-    if elsewhere := os.environ.get(ENDPOINT_VARIABLE):
+    if (elsewhere := named()) is not None:
         if port is not None or database_url is not None:
             raise UsageError(
-                f"{ENDPOINT_VARIABLE} names the Phoenix to use ({elsewhere}), so none is started with these options.",
+                f"{ENDPOINT_VARIABLE} names {elsewhere.shown} as the Phoenix to use; these options would start one.",
                 remedy=f"Unset {ENDPOINT_VARIABLE}, or leave the options out.",
             )
         return find()
@@ -198,10 +212,14 @@ def running(
 
 
 def stop(home: Path | None = None) -> bool:
-    """End this project's server; False if none was running. A start that is under way is waited for, then ended."""
+    """End this project's server; False if none was running. A start that is under way is waited for, then ended.
+
+    The environment is not consulted: a Phoenix that it names is somebody else's to stop.
+    """
     folder = _folder(home)
     if not folder.is_dir():
         return False
+    files.writable(folder)
     with _lock(folder):
         note = _read_note(folder)
         lived = note is not None and _lives(note)
@@ -268,6 +286,8 @@ def _ensure(
     home: Path, port: int | None, database_url: str | None, *, stays: bool, timeout: float, progress: Progress
 ) -> tuple[Phoenix, bool]:
     """The home's server, and whether it was started for this call."""
+    if not 1 <= timeout <= 3600:  # NaN compares false
+        raise UsageError(f"A timeout of {timeout:g} seconds cannot be meant.", remedy="Allow 1 to 3600 seconds.")
     folder = files.writable(_folder(home))
     folder.chmod(0o700)  # production traces are nobody else's business
     database = database_url or f"sqlite:///{folder / 'phoenix.db'}"
@@ -304,7 +324,7 @@ def _launch(folder: Path, python: Path, port: int | None, database: str, *, stay
     if stays:
         command += ["--unless", str(_note_file(folder))]
     with _listen(port) as listener, log.open("wb") as output:
-        url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}"
+        url = f"http://{_HOST}:{listener.getsockname()[1]}"
         child = subprocess.Popen(
             [*command, "--listener", str(listener.fileno())],
             env=_environment(python, folder, url, database),
@@ -342,7 +362,7 @@ def _environment(python: Path, folder: Path, url: str, database: str) -> dict[st
         # At "info", one line per request.
         "PHOENIX_LOGGING_LEVEL": "warning",
         **{name: value for name, value in inherited if not name.startswith("PHOENIX_") or name in _PASSED_ON},
-        "PHOENIX_HOST": _LOOPBACK,
+        "PHOENIX_HOST": _HOST,
         "PHOENIX_PORT": str(urlsplit(url).port),
         "PHOENIX_GRPC_PORT": str(GRPC_PORT),
         "PHOENIX_WORKING_DIR": str(folder),
@@ -378,13 +398,11 @@ def _listen(port: int | None) -> socket.socket:
 
 
 def _open(port: int) -> socket.socket:
-    return socket.create_server((_LOOPBACK, port), backlog=2048)
+    return socket.create_server((_HOST, port), backlog=2048)
 
 
 def _await(url: str, log: Path, database: str, timeout: float) -> None:
     """Ask once: the socket is open already, so the answer comes when Phoenix does, and an error when it dies."""
-    import httpx
-
     try:
         httpx.get(f"{url}/healthz", timeout=timeout, trust_env=False)
     except httpx.TimeoutException:
@@ -412,6 +430,10 @@ def _why_it_ended(log: Path, database: str) -> SelfImproveError:
 
 
 def _check_database(database: str) -> None:
+    try:
+        urlsplit(database)
+    except ValueError:
+        database = ""
     if not re.match(r"(sqlite:///|postgres(ql)?(\+\w+)?://)\S", database):
         raise UsageError(
             "The database's address must begin with postgresql:// or sqlite:///.",
@@ -453,13 +475,13 @@ def _grpc_file(folder: Path) -> Path:
 
 
 def _describe(folder: Path, note: _Note) -> Phoenix:
-    key = os.environ.get(KEY_VARIABLE) or None
+    key = given_key()
     try:
         grpc_port = int(_grpc_file(folder).read_text(encoding="ascii"))
     except (OSError, ValueError):
         grpc_port = None
     try:
-        version = _version(note.url, key)
+        version = _version(Address(note.url, key))
     except PhoenixUnreachable as error:
         raise PhoenixUnreachable(
             error.problem,
@@ -520,66 +542,12 @@ def _began(pid: int) -> str | None:
 # Any Phoenix: asking who answers.
 
 
-def _base(url: str) -> str:
-    """The server's address from what people write: a trailing slash and the traces path are cut off."""
-    base = url.strip().rstrip("/").removesuffix("/v1/traces")
-    parts = urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(
-            "That is not the address of a Phoenix.",  # not repeated: it may hold a password
-            remedy=f"Write it like http://localhost:{PORT} (see {ENDPOINT_VARIABLE}).",
-        )
-    return base
-
-
-def _version(base: str, key: str | None) -> str:
-    answer = _get(base, "/arize_phoenix_version", key)
+def _version(address: Address) -> str:
+    answer = ask(address, "/arize_phoenix_version", timeout=ANSWER_SECONDS)
     plain = answer.headers.get("content-type", "").startswith("text/plain")
     version = answer.headers.get("x-phoenix-server-version") or (answer.text.strip() if plain else "")
     if not answer.is_success or not re.fullmatch(r"\d+\.\d+[\w.+-]*", version):
         raise PhoenixUnreachable(
-            f"What answers at {base} is not Phoenix.", remedy=f"Correct or unset {ENDPOINT_VARIABLE}."
+            f"What answers at {address.shown} is not Phoenix.", remedy=f"Correct or unset {ENDPOINT_VARIABLE}."
         )
     return version
-
-
-def _check_key(phoenix: Phoenix) -> None:
-    answer = _get(phoenix.url, "/v1/projects?limit=1", phoenix.api_key)
-    if not answer.headers.get("content-type", "").startswith("application/json"):
-        raise PhoenixUnreachable(
-            f"The Phoenix at {phoenix.url} does not answer its own interface.",
-            remedy="If something stands between, such as a proxy or a login page, go around it.",
-        )
-
-
-def _get(base: str, path: str, key: str | None) -> httpx.Response:
-    import httpx
-
-    # A proxy from the environment must not stand between us and this machine.
-    local = urlsplit(base).hostname in (_LOOPBACK, "localhost", "::1")
-    try:
-        answer = httpx.get(
-            base + path,
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=ANSWER_SECONDS,
-            trust_env=not local,
-            follow_redirects=True,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = f"no answer within {ANSWER_SECONDS:.0f} s" if isinstance(error, httpx.TimeoutException) else error
-        raise PhoenixUnreachable(
-            f"The Phoenix at {base} cannot be reached ({reason}).",
-            remedy=f"See that it runs, or correct or unset {ENDPOINT_VARIABLE}.",
-        ) from None
-    if answer.status_code in (401, 403):
-        problem = "does not accept the key given" if key else "wants a key"
-        raise PhoenixUnauthorized(
-            f"The Phoenix at {base} {problem}.",
-            remedy=f"Set {KEY_VARIABLE} to a key made under its Settings, API Keys.",
-        )
-    if answer.is_server_error:
-        raise PhoenixUnreachable(
-            f"The Phoenix at {base} is in trouble (HTTP {answer.status_code}).",
-            remedy="Try again later; its log says why.",
-        )
-    return answer

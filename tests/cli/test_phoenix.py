@@ -176,3 +176,12 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf"])
+def test_a_timeout_that_cannot_be_meant_is_refused(seconds, tmp_path):
+    command = [sys.executable, "-m", "dspy_selfimprove", "phoenix", "start", "--timeout", seconds]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be meant" in done.stderr
+    assert "Traceback" not in done.stderr

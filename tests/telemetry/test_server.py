@@ -235,7 +235,7 @@ class TestAServerWithAKey:
 class TestAStartThatCannotSucceed:
     def test_home_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(SetupError, match="Cannot write"):
+        with pytest.raises(SetupError, match="cannot be made: a file is in its place"):
             server.start(tmp_path / "file" / ".selfimprove")
 
     def test_port_is_taken(self, home: Path) -> None:
