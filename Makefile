@@ -15,7 +15,7 @@ endif
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## the whole job on the stand-in model: no key, no network
+demo: $(READY) ## the job, as far as it is built, on the stand-in model: no key, no network
 	@$(BIN)/python examples/demo.py
 
 test: $(READY) ## every test

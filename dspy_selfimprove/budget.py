@@ -72,7 +72,19 @@ class Reservation:
 
 @dataclass(slots=True)
 class Ledger:
-    """The book of one run: thread-safe, append-only in effect. `clock` exists for virtual time."""
+    """The book of one run: thread-safe, append-only in effect. `clock` exists for virtual time.
+
+    >>> ledger = Ledger(Budget(calls=1, dollars=5))
+    >>> held = ledger.reserve("worker", tokens=800, dollars=0.01)
+    >>> ledger.settle(held, tokens=650, dollars=0.008)
+    >>> ledger.total
+    Spend(calls=1, tokens=650, dollars=0.008)
+    >>> try:
+    ...     ledger.reserve("judge")
+    ... except BudgetExhausted as full:
+    ...     print(full.problem)
+    The budget of 1 calls has no room for the next call (1 spent, 0 in flight).
+    """
 
     budget: Budget = field(default_factory=Budget)
     clock: Callable[[], float] = time.monotonic

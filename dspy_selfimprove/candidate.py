@@ -17,7 +17,13 @@ from dspy_selfimprove.message import FrozenDict, digest, freeze, thaw
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Texts, demonstrations and parameters by predictor; `origin` names the operator that made it."""
+    """Texts, demonstrations and parameters by predictor; `origin` names the operator that made it.
+
+    >>> baseline = Candidate({"answer": "Answer the customer."})
+    >>> child = baseline.child("edit", texts={"answer": "Answer the customer in two sentences."})
+    >>> child.parents == (baseline.id,), child.origin
+    (True, 'edit')
+    """
 
     texts: Mapping[str, str]
     demos: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=FrozenDict)

@@ -66,7 +66,16 @@ class Entry:
 
 
 class Journal:
-    """One run's store. Open it with `Journal.open`; safe to use from any thread."""
+    """One run's store. Open it with `Journal.open`; safe to use from any thread.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Journal.open(f"{folder}/run.db") as journal:
+    ...     journal.add_candidate(Candidate({"answer": "Be kind."}))
+    ...     paid = journal.append("verdict", "helpfulness/1/T0001", {"value": 0.75})
+    ...     again = journal.append("verdict", "helpfulness/1/T0001", {"value": 0.0})
+    ...     [entry.kind for entry in journal.entries()], again.data
+    (['candidate', 'verdict'], {'value': 0.75})
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
         self.path = path

@@ -56,7 +56,11 @@ BODY = "openai_chat"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars per million tokens. `cached` is for input the service had in its cache; None: as other input."""
+    """Dollars per million tokens. `cached` is for input the service had in its cache; None: as other input.
+
+    >>> Price(input=0.15, output=0.60).of(Tokens(input=2_000_000, output=500_000))
+    0.6
+    """
 
     input: float
     output: float
@@ -142,6 +146,14 @@ class Models:
     """Which model plays which role, over one pool of slots and one ledger.
 
     The judge and the coach are the worker's model unless named. `watch` is told of every call that ended.
+
+    >>> from dspy_selfimprove.rehearsal import RehearsalModel, serve
+    >>> with serve(RehearsalModel(seed=1)) as rehearsal:
+    ...     worker = Model(name="openai/rehearsal", base_url=rehearsal.url, api_key="none")
+    ...     models = Models(worker, slots=8)
+    ...     reply = models.lm("worker", temperature=0)("My parcel is late.")[0]
+    >>> isinstance(reply, str), models.ledger.spent["worker"].calls
+    (True, 1)
     """
 
     def __init__(

@@ -35,6 +35,14 @@ class ChatPrompt:
 
     `user`, if given, is the template of the last user turn; without it the caller passes the conversation to
     `request`. `extra` holds parameters that have no field here, under the API's own names.
+
+    >>> prompt = ChatPrompt(system="Greet {{name}}.", model="gpt-4o-mini", temperature=0.2)
+    >>> prompt.variables
+    ('name',)
+    >>> prompt.request([{"role": "user", "content": "Hi"}], name="Ana")["messages"][0]
+    {'role': 'system', 'content': 'Greet Ana.'}
+    >>> prompt.version == ChatPrompt(system="Greet {{name}}.", model="gpt-4o-mini", temperature=0.2).version
+    True
     """
 
     system: str | None = None

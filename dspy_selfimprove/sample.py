@@ -25,6 +25,12 @@ class Sample:
     `chat_history` leaves the system prompt out: that is what will be improved; `prompt` names its version and
     `variables` what was filled into it. `weight` undoes the bias of how the sample was drawn: 1 means drawn as
     production has it.
+
+    >>> turn = {"role": "user", "content": "Where is my parcel?"}
+    >>> reply = {"role": "assistant", "content": "On its way."}
+    >>> sample = Sample(id="T1", chat_history=(turn,), output=reply, scores={"brevity": Score(1.0)})
+    >>> sample.scores["brevity"].value, sample.weight
+    (1.0, 1.0)
     """
 
     id: str
@@ -56,6 +62,11 @@ class EvalSpec:
     them. `unrecorded` names what data cannot hold (a function in the input mapping, the arguments of a class): if it is
     not empty, one built again may judge otherwise. Not covered: the body of a code evaluator, and keys or addresses of
     a model (never recorded).
+
+    >>> asked = {"role": "user", "content": "Is this reply good or bad? {{output}}"}
+    >>> spec = EvalSpec("tone", "LLM", messages=(asked,), choices={"good": 1, "bad": 0})
+    >>> EvalSpec.from_json(spec.to_json()) == spec
+    True
     """
 
     name: str

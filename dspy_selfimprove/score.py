@@ -18,7 +18,13 @@ from dspy_selfimprove.message import FrozenDict, freeze, thaw
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One verdict. `feedback` says why, in words a coach can act on; `failure` says why there is none."""
+    """One verdict. `feedback` says why, in words a coach can act on; `failure` says why there is none.
+
+    >>> Score(0.5, label="fair", feedback="No time frame is given.").value
+    0.5
+    >>> Score.missing("the judge timed out").is_missing
+    True
+    """
 
     value: float | None
     label: str | None = None
@@ -73,7 +79,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scorecard(Mapping[str, Score]):
-    """One example under one candidate: a score per metric, by name."""
+    """One example under one candidate: a score per metric, by name.
+
+    >>> card = Scorecard("T0001", {"helpfulness": Score(0.75), "brevity": Score.missing("429")})
+    >>> card["helpfulness"].value, card.missing
+    (0.75, ('brevity',))
+    >>> card.row(("helpfulness", "brevity"))
+    (0.75, nan)
+    """
 
     example: str
     scores: Mapping[str, Score]

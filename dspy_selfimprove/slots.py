@@ -17,7 +17,16 @@ from dspy_selfimprove.errors import UsageError
 
 
 class Slots:
-    """The one pool: at most `size` calls in flight, first come first served, for threads and event loops together."""
+    """The one pool: at most `size` calls in flight, first come first served, for threads and event loops together.
+
+    >>> slots = Slots(1)
+    >>> first, second = slots.ask(), slots.ask()
+    >>> first.done(), second.done()
+    (True, False)
+    >>> slots.give()
+    >>> second.done()
+    True
+    """
 
     def __init__(self, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         if size < 1:

@@ -217,16 +217,21 @@ def stop(home: Path | None = None) -> bool:
     The environment is not consulted: a Phoenix that it names is somebody else's to stop.
     """
     folder = _folder(home)
-    if not folder.is_dir():
-        return False
-    files.writable(folder)
-    with _lock(folder):
-        note = _read_note(folder)
-        lived = note is not None and _lives(note)
-        if note is not None and lived:
-            _end(note)
-        _note_file(folder).unlink(missing_ok=True)
-    return lived
+    try:
+        if not folder.is_dir():
+            return False
+        with _lock(folder):
+            note = _read_note(folder)
+            lived = note is not None and _lives(note)
+            if note is not None and lived:
+                _end(note)
+            _note_file(folder).unlink(missing_ok=True)
+        return lived
+    except OSError as error:
+        raise SetupError(
+            f"Cannot write to {folder} ({error.strerror or error}).",
+            remedy="Stop it as the user who started it, or change the folder's permissions.",
+        ) from None
 
 
 def status(home: Path | None = None) -> Phoenix | None:

@@ -341,12 +341,21 @@ class TestANoteThatOutlivedItsServer:
             stranger.communicate(b"\n")
         assert stranger.returncode == 0
 
-    @linux
     def test_a_folder_that_cannot_be_written_to_is_said(self, home: Path) -> None:
-        home.mkdir()
-        (home / "phoenix").symlink_to("/proc/self")  # where not even root may write
+        (home / "phoenix" / "lock").mkdir(parents=True)  # not even root can write it
         with pytest.raises(SetupError, match=f"Cannot write to {home / 'phoenix'}"):
             server.stop(home)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    @pytest.mark.parametrize("closed", ["", "phoenix"])
+    def test_a_folder_of_somebody_else_is_said(self, home: Path, closed: str) -> None:
+        write_note(home, 1, "some other time")
+        (home / closed).chmod(0o500 if closed else 0o000)
+        try:
+            with pytest.raises(SetupError, match=f"Cannot write to {home / 'phoenix'}"):
+                server.stop(home)
+        finally:
+            (home / closed).chmod(0o700)
 
     def test_a_damaged_note_is_no_note(self, home: Path) -> None:
         write_note(home, 1, "")
