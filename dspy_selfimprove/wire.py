@@ -73,7 +73,9 @@ class OpenAIWire:
             self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
             client = self._clients.get(loop)
             if client is None:
-                client = self._clients[loop] = openai.AsyncOpenAI(**self._settings)
+                # The client's own transport, when let go, tries to close itself on whatever loop runs then, and fails.
+                transport = openai.DefaultAsyncHttpxClient()
+                client = self._clients[loop] = openai.AsyncOpenAI(**self._settings, http_client=transport)
         return await client.chat.completions.create(**_known(body))
 
 

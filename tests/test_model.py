@@ -160,7 +160,7 @@ def test_outages_of_every_kind_are_waited_out(is_async, monkeypatch):
     )
     ledger = Ledger(Budget(calls=60))
     with serve(Echo(), faults=faults) as server:
-        lm = models(server.url, watch=calls.append, ledger=ledger, timeout=0.4, attempts=12).lm("worker")
+        lm = models(server.url, watch=calls.append, ledger=ledger, timeout=1.5, attempts=12).lm("worker")
         requests = [verbatim({"messages": [{"role": "user", "content": f"ticket {n}"}]}) for n in range(40)]
         if is_async:
 
@@ -172,9 +172,12 @@ def test_outages_of_every_kind_are_waited_out(is_async, monkeypatch):
             responses = dspy.Parallel(num_threads=8)([(lm, (request,)) for request in requests])
         counts = server.counts()
     assert [response.text for response in responses] == [REPLY] * 40
-    assert sum(call.attempts for call in calls) == counts.calls > 45
+    assert counts.calls > 45
+    # On a busy machine an attempt may time out before the server has seen it; the server then counts one less.
+    unseen = sum(call.attempts for call in calls) - counts.calls
+    assert 0 <= unseen <= 3
     # A time-out may have been charged, so it stays in the books; what never reached the model does not.
-    assert ledger.total.calls == 40 + counts.errors["timeout"]
+    assert 0 <= ledger.total.calls - 40 - counts.errors["timeout"] <= unseen
     assert ledger.in_flight == 0
 
 
@@ -401,13 +404,14 @@ def test_programs_are_copied_and_the_pool_is_not():
     assert again.lm._engine_spec.caller is program.lm._engine_spec.caller
 
 
-def test_clients_of_loops_that_ended_are_let_go():
+def test_clients_of_loops_that_ended_are_let_go(caplog):
     with serve(Echo()) as server:
         pool = models(server.url)
         lm = pool.lm("worker")
         for n in range(5):
             asyncio.run(lm.acall(asking(str(n))))
-        gc.collect()
+            gc.collect()
+        assert "never retrieved" not in caplog.text
         assert len(pool._callers["worker"].line.wire._clients) == 1
 
 
