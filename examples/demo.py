@@ -12,25 +12,23 @@ The model is a stand-in that only reads its prompt: the scores show that the mac
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
-
-def leave(*_: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the first ctrl-C counts
-    sys.exit(130)
-
-
-signal.signal(signal.SIGINT, leave)
+# Nothing is started yet, so there is nothing to clean up, and no exception that an import could swallow.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from statistics import mean
+from types import FrameType
 from typing import Any
 
 import support_desk
@@ -88,6 +86,8 @@ def phoenix() -> Iterator[server.Phoenix]:
     try:
         yield running
     except BaseException:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another ctrl-C must not interrupt the cleaning up
+        print("\nStopping ...", file=sys.stderr)
         if running.ours and (before is None or before.pid != running.pid):
             server.stop()
         raise
@@ -226,10 +226,11 @@ def run() -> None:
         console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
-def interrupted(number: int, frame: object) -> None:
-    """Only the first ctrl-C counts: a second one must not interrupt the cleaning up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("\nStopping ...", file=sys.stderr)
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C is a KeyboardInterrupt; a moment later if an import is under way, which may swallow it."""
+    if frame is not None and "importlib" in frame.f_code.co_filename:
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return
     raise KeyboardInterrupt
 
 
@@ -243,6 +244,7 @@ def main() -> None:
         print(f"{error.problem} {error.remedy}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted. What the demo started is stopped; make demo goes on from here.", file=sys.stderr)
         sys.exit(130)
 

@@ -173,6 +173,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing_running(tmp_path_factory, moment):
                 demo.send_signal(signal.SIGINT)
                 time.sleep(0.1)
             said, _ = demo.communicate(timeout=60)
+        # Where an interrupt lands in a destructor, Python says so by itself and goes on; the next one counts.
+        said = re.sub(r"Exception ignored in.*?KeyboardInterrupt: ?\n", "", said, flags=re.DOTALL)
         assert "Traceback" not in said
         assert demo.returncode == 130
         assert not has_phoenix(folder)
