@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # The same examples in every run, and no verdict by the clock: these machines are shared.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
+
+# A shell's background job inherits an ignored ctrl-C, and hands it on to every process the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FOREIGN = ("PHOENIX_", "OPENAI_")
 
