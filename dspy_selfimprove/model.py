@@ -45,13 +45,11 @@ from dspy_selfimprove.errors import (
 from dspy_selfimprove.message import FrozenDict, freeze, thaw
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.slots import Slots
-from dspy_selfimprove.wire import Body, Tokens, response_of, tokens_of, use_local_prices, wire
+from dspy_selfimprove.wire import BODY, Body, Tokens, response_of, tokens_of, use_local_prices, wire
 
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
-
-BODY = "openai_chat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ _TEXTS = ("system", "user", "few_shot", "variables", "role", "extra")  # all els
 class ChatPrompt:
     """A system prompt with its variables, few-shot turns and call parameters.
 
+    `role` is who says `system`: "user" for an application that puts its instructions into the first user message.
     `user`, if given, is the template of the last user turn; without it the caller passes the conversation to
     `request`. `extra` holds parameters that have no field here, under the API's own names.
 
@@ -49,7 +50,7 @@ class ChatPrompt:
     user: str | None = None
     variables: tuple[str, ...] | None = None
     few_shot: tuple[Message, ...] = ()
-    role: Literal["system", "developer"] = "system"
+    role: Literal["system", "developer", "user"] = "system"
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None

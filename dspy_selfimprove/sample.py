@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, thaw
 from dspy_selfimprove.score import Score
+from dspy_selfimprove.wire import Tokens
 
 Direction: TypeAlias = Literal["maximize", "minimize", "neutral"]
 EvalKind: TypeAlias = Literal["LLM", "CODE", "HUMAN"]
@@ -24,7 +25,8 @@ class Sample:
 
     `chat_history` leaves the system prompt out: that is what will be improved; `prompt` names its version and
     `variables` what was filled into it. `weight` undoes the bias of how the sample was drawn: 1 means drawn as
-    production has it.
+    production has it. `human` holds what people said of it, apart from the metrics' `scores`; `parameters` what this
+    one call sent besides its prompt's own (a seed, an end user's id); `cluster` the topic it was put under.
 
     >>> turn = {"role": "user", "content": "Where is my parcel?"}
     >>> reply = {"role": "assistant", "content": "On its way."}
@@ -44,12 +46,22 @@ class Sample:
     user_id: str | None = None
     time: datetime | None = None
     weight: float = 1.0
+    human: Mapping[str, Score] = field(default_factory=FrozenDict)
+    parameters: Mapping[str, Any] = field(default_factory=FrozenDict)
+    cluster: int | None = None
+    seconds: float | None = None
+    tokens: Tokens | None = None
+    dollars: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=FrozenDict)
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chat_history", freeze_messages(self.chat_history))
         object.__setattr__(self, "output", freeze(self.output))
         object.__setattr__(self, "scores", FrozenDict(self.scores))
-        object.__setattr__(self, "variables", freeze(self.variables))
+        object.__setattr__(self, "human", FrozenDict(self.human))
+        for name in ("variables", "parameters", "metadata", "tags"):
+            object.__setattr__(self, name, freeze(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Body: TypeAlias = dict[str, Any]
 
+BODY = "openai_chat"  # where a DSPy request carries a body of its own: `Config.extensions[BODY]`
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:

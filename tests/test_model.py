@@ -16,11 +16,12 @@ from dspy.lm15 import Config, Message, Request
 from dspy_selfimprove import outage
 from dspy_selfimprove.budget import Budget, Ledger
 from dspy_selfimprove.errors import BudgetExhausted, Refused, SetupError, TimedOut, Unavailable, UsageError
-from dspy_selfimprove.model import BODY, REHEARSAL, Model, Models, Price, Tokens, _backoff
+from dspy_selfimprove.model import REHEARSAL, Model, Models, Price, Tokens, _backoff
 from dspy_selfimprove.rehearsal.engine import Service
 from dspy_selfimprove.rehearsal.fault import Faults, Latency
 from dspy_selfimprove.rehearsal.server import serve
 from dspy_selfimprove.slots import Slots
+from dspy_selfimprove.wire import BODY
 
 REPLY = "Thanks for writing, this is the answer."
 

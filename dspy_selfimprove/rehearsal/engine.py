@@ -24,13 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dspy_selfimprove.message import digest, thaw
 from dspy_selfimprove.rehearsal.fault import Fault, Faults, Latency, uniform
 from dspy_selfimprove.rehearsal.reading import read
+from dspy_selfimprove.wire import BODY
 
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
-
-# Where a request carries the body that it wants sent as it is; model.py, which writes it there, is beside this floor.
-_BODY = "openai_chat"
 
 
 class StandIn(Protocol):
@@ -297,7 +295,7 @@ def lm(
 
 def _body(request: Request) -> dict[str, Any]:
     name = request.model.partition("/")[2] or request.model
-    own = (request.config.extensions or {}).get(_BODY)
+    own = (request.config.extensions or {}).get(BODY)
     if own is not None:
         return {**thaw(own), "model": name}
     # DSPy keeps the writer of chat-completion bodies in a module of its own; there is no public door to it.

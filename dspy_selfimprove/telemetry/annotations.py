@@ -22,13 +22,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
 import httpx
 
 from dspy_selfimprove.errors import UsageError
-from dspy_selfimprove.message import FrozenDict, freeze
+from dspy_selfimprove.exchange import Reading
 from dspy_selfimprove.sample import EvalKind
 from dspy_selfimprove.score import Score
 from dspy_selfimprove.telemetry.client import clean_text, connect, project_name, refused
@@ -78,23 +78,6 @@ class Written:
     count: int
     missing: int = 0
     unknown: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """An annotation as Phoenix has it, anybody's: a score on any scale, or none."""
-
-    span_id: str
-    name: str
-    kind: EvalKind
-    identifier: str
-    score: float | None = None
-    label: str | None = None
-    explanation: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=FrozenDict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata", freeze(self.metadata))
 
 
 def write(annotations: Iterable[Annotation], *, endpoint: str | None = None, api_key: str | None = None) -> Written:
