@@ -16,6 +16,7 @@
     │   ├── PhoenixUnauthorized
     │   └── PhoenixTooOld
     ├── JournalError          the run store
+    ├── DataError             a file of data (an export, a checkpoint, a dataset): broken, or not whole
     └── BudgetExhausted       the cap would be crossed: stop, keep what there is
 
 A message is one sentence that says what happened, and a remedy says what to do. `str(error)` gives both; a command
@@ -107,6 +108,10 @@ class PhoenixTooOld(TelemetryError):
 
 class JournalError(SelfImproveError):
     """The run store cannot be read or written."""
+
+
+class DataError(SelfImproveError):
+    """A file of data cannot be read as what it should be."""
 
 
 class BudgetExhausted(SelfImproveError):

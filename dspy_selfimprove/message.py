@@ -94,3 +94,8 @@ def text_of(message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+
+
+def encodable(text: str) -> str:
+    """`text` as UTF-8 can hold it: half of an emoji, which models do write, becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
