@@ -39,6 +39,7 @@ class Candidate:
                 f"There are demonstrations for {strangers[0]!r}, which is not a predictor of this candidate.",
                 remedy=f"Its predictors are {', '.join(sorted(self.texts))}.",
             )
+        object.__setattr__(self, "demos", {name: shown for name, shown in self.demos.items() if shown})
         for name in ("texts", "demos", "parameters", "parents"):
             object.__setattr__(self, name, freeze(getattr(self, name)))
 

@@ -20,7 +20,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dspy_selfimprove.errors import MissingVariable, UsageError
 from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, thaw
@@ -77,7 +77,7 @@ class ChatPrompt:
             if not getattr(self, name):  # empty says what unset says, so that it is one prompt with one version
                 object.__setattr__(self, name, None)
         object.__setattr__(self, "extra", freeze(self.extra))
-        own = {entry.name for entry in fields(self)} - set(_TEXTS) | {"messages"}
+        own = PARAMETERS | {"messages"}
         if clash := sorted(own & set(self.extra)):
             raise UsageError(
                 f"`extra` repeats {_listed(clash)}, which the prompt has a place for.", remedy="Set it there instead."
@@ -91,7 +91,7 @@ class ChatPrompt:
     @property
     def parameters(self) -> dict[str, Any]:
         """The call parameters that are set, as keyword arguments: everything that is not a message."""
-        named = (entry.name for entry in fields(self) if entry.name not in _TEXTS)
+        named = (entry.name for entry in fields(self) if entry.name in PARAMETERS)
         chosen = {name: thaw(getattr(self, name)) for name in named if getattr(self, name) is not None}
         return {**chosen, **thaw(self.extra)}
 
@@ -153,6 +153,10 @@ class ChatPrompt:
             )
 
 
+PARAMETERS: Final = frozenset(entry.name for entry in fields(ChatPrompt)) - set(_TEXTS)  # others are kept in `extra`
+DELIVERY: Final = frozenset({"stream", "stream_options", "n"})  # how a reply is delivered, not what is asked
+
+
 def slots_of(template: str | None) -> tuple[str, ...]:
     """The names written `{{name}}` in a template, in order of first use."""
     return tuple(dict.fromkeys(_SLOT.findall(template or "")))
@@ -164,6 +168,16 @@ def fill(template: str | None, values: Mapping[str, object], names: Iterable[str
     return _SLOT.sub(
         lambda slot: str(values[slot.group(1)]) if slot.group(1) in slots else slot.group(0), template or ""
     )
+
+
+def parts(template: str | None, names: Iterable[str]) -> tuple[str, ...]:
+    """`template` as `fill` sees it: constant text and slot name by turns, beginning and ending with a constant."""
+    slots, found, start = frozenset(names), [], 0
+    for slot in _SLOT.finditer(template or ""):
+        if slot.group(1) in slots:
+            found += [slot.string[start : slot.start()], slot.group(1)]
+            start = slot.end()
+    return (*found, (template or "")[start:])
 
 
 def _refuse_text(conversation: object) -> None:
