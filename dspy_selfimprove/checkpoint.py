@@ -138,31 +138,33 @@ class Samples(Sequence[Sample]):
 
         return Samples(self._table.filter(pc.equal(self._table["prompt"], version)))
 
-    def texts(self) -> list[str]:
-        """What each exchange was about: the turns of the conversation, and the answer."""
-        columns = (self._table[name].to_pylist() for name in ("chat_history", "variables", "output"))
-        return [
-            _text(json.loads(turns), json.loads(filled), json.loads(output))
-            for turns, filled, output in zip(*columns, strict=True)
-        ]
-
     def frame(self) -> pd.DataFrame:
         """A table to look at: a row per sample, a column per score, people's scores as `human.<name>`."""
-        import pandas as pd
+        return frame_of(self)
 
-        rows = []
-        for sample in self:
-            last: Mapping[str, Any] = sample.chat_history[-1] if sample.chat_history else {}
-            rows.append(
-                {
-                    "id": sample.id, "prompt": sample.prompt, "time": sample.time, "session": sample.session_id,
-                    "user": sample.user_id, "cluster": sample.cluster, "weight": sample.weight,
-                    "turns": len(sample.chat_history), "asked": encodable(text_of(last)), "answered": encodable(text_of(sample.output)),
-                    **{name: score.value for name, score in sample.scores.items()},
-                    **{f"human.{name}": score.value for name, score in sample.human.items()},
-                }
-            )  # fmt: skip
-        return pd.DataFrame(rows).set_index("id") if rows else pd.DataFrame()
+
+def frame_of(samples: Iterable[Sample]) -> pd.DataFrame:
+    """Samples as a table to look at, by their ids."""
+    import pandas as pd
+
+    rows = [
+        {
+            "id": sample.id,
+            "prompt": sample.prompt,
+            "time": sample.time,
+            "session": sample.session_id,
+            "user": sample.user_id,
+            "cluster": sample.cluster,
+            "weight": sample.weight,
+            "turns": len(sample.chat_history),
+            "asked": encodable(text_of(sample.chat_history[-1]) if sample.chat_history else sample.asked),
+            "answered": encodable(text_of(sample.output)),
+            **{name: score.value for name, score in sample.scores.items()},
+            **{f"human.{name}": score.value for name, score in sample.human.items()},
+        }
+        for sample in samples
+    ]
+    return pd.DataFrame(rows).set_index("id") if rows else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -346,11 +348,6 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     nested = {name: json.loads(row[name]) for name in _NESTED}
     given = {name: value for name, value in {**row, **nested}.items() if value is not None and name != "time"}
     return replace(Sample.from_json(given), time=time)
-
-
-def _text(turns: list[dict[str, Any]], variables: Mapping[str, str], output: Mapping[str, Any]) -> str:
-    asked = [text for turn in turns if turn.get("role") == "user" and (text := text_of(turn))]
-    return "\n".join([*(asked or variables.values()), text_of(output)])
 
 
 def _written(moment: datetime | None) -> str | None:

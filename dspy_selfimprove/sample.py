@@ -7,11 +7,11 @@ that reaches outside, so whatever comes after a door runs without the world behi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, thaw
+from dspy_selfimprove.message import FrozenDict, Message, digest, freeze, freeze_messages, text_of, thaw
 from dspy_selfimprove.score import Score
 from dspy_selfimprove.wire import Tokens
 
@@ -33,6 +33,8 @@ class Sample:
     >>> sample = Sample(id="T1", chat_history=(turn,), output=reply, scores={"brevity": Score(1.0)})
     >>> sample.scores["brevity"].value, sample.weight
     (1.0, 1.0)
+    >>> Sample.from_json(sample.to_json()) == sample
+    True
     """
 
     id: str
@@ -62,6 +64,66 @@ class Sample:
         object.__setattr__(self, "human", FrozenDict(self.human))
         for name in ("variables", "parameters", "metadata", "tags"):
             object.__setattr__(self, name, freeze(getattr(self, name)))
+
+    @property
+    def asked(self) -> str:
+        """The words by which samples are compared: the conversation's, or else what was filled into the prompt.
+
+        An image or a sound counts as one word of its own, so that "What is this?" of two pictures are two questions.
+        """
+        words: list[str] = []
+        for message in self.chat_history:
+            if message["role"] not in ("system", "developer"):
+                content = message.get("content")
+                parts = () if content is None or isinstance(content, str) else content
+                words += [text_of(message), *(_word(part) for part in parts if part.get("type") != "text")]
+        text = "\n".join(filter(None, words)) or "\n".join(map(str, self.variables.values()))
+        return text if text.strip() else _word(self.chat_history)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON that `from_json` reads back to an equal sample; what is at its default is left out.
+
+        Write it in ASCII (`json.dumps` does), for a message may hold half of an emoji. Of a time zone the offset is
+        kept, not the name.
+        """
+        data: dict[str, Any] = {"id": self.id, "chat_history": thaw(self.chat_history), "output": thaw(self.output)}
+        for name in ("prompt", "trace_id", "session_id", "user_id", "cluster", "seconds", "dollars"):
+            if (value := getattr(self, name)) is not None:
+                data[name] = value
+        for name in ("variables", "parameters", "metadata", "tags"):
+            if value := getattr(self, name):
+                data[name] = thaw(value)
+        for name in ("scores", "human"):
+            if value := getattr(self, name):
+                data[name] = {metric: score.to_json() for metric, score in value.items()}
+        if self.weight != 1.0:
+            data["weight"] = self.weight
+        if self.time is not None:
+            data["time"] = self.time.isoformat()
+        if self.tokens is not None:
+            data["tokens"] = asdict(self.tokens)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Sample:
+        """The sample that `to_json` wrote; fields of a later version are left out."""
+        known = {entry.name for entry in fields(cls)}
+        given = {name: value for name, value in data.items() if name in known and value is not None}
+        for name in ("scores", "human"):
+            if name in given:
+                given[name] = {metric: Score.from_json(score) for metric, score in given[name].items()}
+        if "time" in given:
+            given["time"] = datetime.fromisoformat(given["time"])
+        if "tokens" in given:
+            given["tokens"] = Tokens(**given["tokens"])
+        return cls(**given)
+
+
+def _word(value: object) -> str:
+    return digest(value).translate(_LETTERS)  # with digits in it, it would count as a number like any other
+
+
+_LETTERS: Final = str.maketrans("0123456789", "ghijklmnop")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
