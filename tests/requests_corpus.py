@@ -2,8 +2,6 @@
 
 Each application builds its bodies its own way, with f-strings and dicts, and never through ChatPrompt: only so can a
 test compare the two. Values are unkind on purpose: braces, another slot's text, tabs, outer blank lines, Unicode.
-
-Tests are imported without a package; load this file by its path, as tests/test_program.py does.
 """
 
 from __future__ import annotations

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import doctest
-import importlib.util
 import json
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import dspy
 import pydantic
 import pytest
+from capture import capture
 from dspy.utils.callback import BaseCallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requests_corpus import recorded_requests
 
 from dspy_selfimprove.candidate import Candidate
 from dspy_selfimprove.errors import MissingVariable, UsageError
@@ -39,16 +37,6 @@ from dspy_selfimprove.prompt import ChatPrompt
 from dspy_selfimprove.rehearsal import RehearsalModel, World, lm
 from dspy_selfimprove.sample import Sample
 from dspy_selfimprove.score import Score
-
-
-def _beside(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-recorded_requests = _beside("requests_corpus").recorded_requests
 
 QUESTION = {"role": "user", "content": "Where is my parcel?"}
 PROMPT = ChatPrompt(system="\n\tAnswer {{name}}.  \n", model="m", temperature=0.2)
@@ -71,34 +59,6 @@ class Echo:
             "choices": [{"index": 0, "message": self.message, "finish_reason": self.finish_reason}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
         }
-
-
-@contextmanager
-def capture() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An HTTP server that keeps the bodies it is sent, as they came, and answers each the same."""
-    bodies: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            bodies.append(body)
-            kind = "text/event-stream" if body.get("stream") else "application/json"
-            answer = b"data: [DONE]\n\n" if body.get("stream") else json.dumps(Echo().complete(body)).encode()
-            self.send_response(200)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", bodies
-        server.shutdown()
 
 
 def asked(program: Any, behind: Echo | None = None, **inputs: Any) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib import util
-from pathlib import Path
 from random import Random
 
 import pytest
+import templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,14 +23,6 @@ from dspy_selfimprove.template import (
 )
 from dspy_selfimprove.template.alignment import align
 from dspy_selfimprove.template.tokens import tokenize
-
-# The folder is no package, so that pytest's importlib mode stays what it is; the helper is loaded by its path.
-_spec = util.spec_from_file_location("templates", Path(__file__).with_name("templates.py"))
-assert _spec
-assert _spec.loader
-templates = util.module_from_spec(_spec)
-sys.modules["templates"] = templates
-_spec.loader.exec_module(templates)
 
 NAMES = ("Ana", "Bo", "Chiara", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jun", "Kofi", "Lena")
 LISTS = ("- a", "- b\n- c", "- d\n- e\n- f")
