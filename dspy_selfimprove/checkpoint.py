@@ -173,6 +173,17 @@ class Checkpoint:
 
     `prompts` are in the order of their samples' number; `set_aside` counts what gave no sample, by reason; `notes` are
     sentences about what was assumed.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with writing(folder) as writer:
+    ...     asked, answered = {"role": "user", "content": "Late!"}, {"role": "assistant", "content": "Sorry."}
+    ...     writer.add(Sample("s1", (asked,), answered))
+    ...     about = {"origin": Origin("export").to_json(), "prompts": [], "evaluators": []}
+    ...     writer.finish({**about, "set_aside": {"the call failed": 2}, "notes": []})
+    >>> found = Checkpoint.load(folder)
+    >>> found.samples[0].asked, dict(found.set_aside)
+    ('Late!', {'the call failed': 2})
     """
 
     folder: Path

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Final
 
 from dspy_selfimprove.dataset import Dataset, examples, find, read_card, rows_of, write_card, writing
 from dspy_selfimprove.errors import SetupError, UsageError
+from dspy_selfimprove.sample import Sample
 
 if TYPE_CHECKING:
     import dspy
 
     from dspy_selfimprove.journal import Journal
-    from dspy_selfimprove.sample import Sample
 
 _RECORD: Final = "openings.jsonl"
 
@@ -82,7 +82,19 @@ class Opened:
 
 
 def open_test(dataset: Dataset | str | Path, *, purpose: str, journal: Journal | None = None) -> Opened:
-    """The test rows. Counted, and written into the run's journal if one is given, before they are handed out."""
+    """The test rows. Counted, and written into the run's journal if one is given, before they are handed out.
+
+    >>> import tempfile
+    >>> from dspy_selfimprove.dataset import split
+    >>> answer = {"role": "assistant", "content": "Yes."}
+    >>> def ticket(n):
+    ...     return Sample(f"T{n}", ({"role": "user", "content": f"Question {chr(97 + n)}"},), answer)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset = split(map(ticket, range(10)), f"{folder}/tickets")
+    ...     opened = [open_test(dataset, purpose="final proof") for _ in range(2)]
+    >>> len(opened[0].samples), opened[0].standing, opened[1].standing
+    (3, 'first use', 'not first use: this is opening 2 of the test')
+    """
     if not purpose.strip():
         raise UsageError("An opening of the test needs a purpose.", remedy='Pass purpose="final proof", or what it is.')
     folder = dataset.folder if isinstance(dataset, Dataset) else find(dataset)

@@ -17,6 +17,8 @@ _LABEL = re.compile(
     r"[ \t]*[:=][*_]*[ \t\n]*[\"'`“*_\[(]*$"
 )
 _HEADING = re.compile(r"(?:^|\n)#+ *([^\W\d][\w -]{0,30}?)[ \t]*:?\n+$")
+# `whose plan is `, `The order number is `
+_SENTENCE = re.compile(r"\b(?:the|their|whose|your|['\u2019]s) +([^\W\d][\w-]*(?: [\w-]+)?) is +[\"'`“*_]*$", re.IGNORECASE)
 _TAG = re.compile(r"<([A-Za-z_][\w-]{0,30})(?: [^<>\n]*)?>\s*$")
 
 
@@ -56,7 +58,7 @@ def _said(column: Sequence[str], said: Sequence[Mapping[str, str]]) -> str:
 
 
 def _label(before: str) -> str:
-    for pattern in (_TAG, _LABEL, _HEADING):
+    for pattern in (_TAG, _LABEL, _HEADING, _SENTENCE):
         if match := pattern.search(before[-80:]):
             words = identifier(match.group(1)).split("_")
             return "_".join(words) if len(words) <= 3 else ""
