@@ -10,16 +10,20 @@ $(error VENV must be one path without spaces)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test test-embeddings check bench clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the job, as far as it is built, on the stand-in model: no key, no network
 	@$(BIN)/python examples/demo.py
 
 test: $(READY) ## every test
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-embeddings: $(READY) ## the tests of the extra, which is installed first (torch: install its CPU build before, or it brings gigabytes)
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'sentence-transformers>=3.0'
+	@$(BIN)/pytest -m embeddings tests/test_embedding.py $(PYTEST_ARGS)
 
 check: $(READY) ## lint, format, types, imports
 	@$(BIN)/ruff check .

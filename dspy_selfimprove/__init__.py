@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dspy_selfimprove.budget import Budget, Ledger, Spend
     from dspy_selfimprove.candidate import Candidate
+    from dspy_selfimprove.checkpoint import Checkpoint
+    from dspy_selfimprove.dataset import Dataset
     from dspy_selfimprove.errors import SelfImproveError
     from dspy_selfimprove.journal import Journal
+    from dspy_selfimprove.judge import Judge
+    from dspy_selfimprove.metric import Metric, Metrics, metric_of
     from dspy_selfimprove.model import Model, Models, Price
+    from dspy_selfimprove.program import ChatProgram
     from dspy_selfimprove.prompt import ChatPrompt
+    from dspy_selfimprove.runner import Runner
     from dspy_selfimprove.sample import EvalSpec, Sample
     from dspy_selfimprove.score import Score, Scorecard
+    from dspy_selfimprove.seal import open_test
     from dspy_selfimprove.slots import Slots
     from dspy_selfimprove.telemetry.evaluators import track_evaluators
     from dspy_selfimprove.telemetry.instrument import instrument
@@ -27,9 +34,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "instrument": "telemetry.instrument",
     "track_evaluators": "telemetry.evaluators",
+    "Runner": "runner",
+    "Checkpoint": "checkpoint",
+    "Dataset": "dataset",
+    "open_test": "seal",
     "Sample": "sample",
     "EvalSpec": "sample",
+    "Judge": "judge",
+    "Metric": "metric",
+    "Metrics": "metric",
+    "metric_of": "metric",
     "ChatPrompt": "prompt",
+    "ChatProgram": "program.chat",
     "Score": "score",
     "Scorecard": "score",
     "Model": "model",
@@ -47,13 +63,20 @@ _HOMES = {
 __all__ = [
     "Budget",
     "Candidate",
+    "ChatProgram",
     "ChatPrompt",
+    "Checkpoint",
+    "Dataset",
     "EvalSpec",
     "Journal",
+    "Judge",
     "Ledger",
+    "Metric",
+    "Metrics",
     "Model",
     "Models",
     "Price",
+    "Runner",
     "Sample",
     "Score",
     "Scorecard",
@@ -61,6 +84,8 @@ __all__ = [
     "Slots",
     "Spend",
     "instrument",
+    "metric_of",
+    "open_test",
     "track_evaluators",
 ]
 

@@ -127,7 +127,7 @@ def compose(
                 aside[made] += 1
                 continue
             prompt, sample = made
-            seen.setdefault(prompt.version, _Seen(prompt)).add(exchange, note)
+            seen.setdefault(str(sample.prompt), _Seen(prompt)).add(exchange, note)
             writer.add(judge.onto(sample, exchange))
         if not writer.count:
             raise _nothing(origin, aside)
@@ -200,7 +200,7 @@ class _Versions:
         for note in first.notes:
             versions[self._version(note)[0]].append(note)
         self._few_shot = {key: _repeated(key[0], notes) for key, notes in versions.items()}
-        self._prompts: dict[_Version, ChatPrompt] = {}
+        self._prompts: dict[_Version, tuple[ChatPrompt, str]] = {}
         self.unproven = sum(inferred.unproven for inferred in self._inferred.values())
 
     def sample(self, exchange: Exchange, note: _Note) -> tuple[ChatPrompt, Sample] | str:
@@ -212,14 +212,15 @@ class _Versions:
         rest = exchange.messages if fit is None else exchange.messages[1:]
         shots = self._few_shot[version]
         if version not in self._prompts:
-            self._prompts[version] = self._prompt(note, fit, rest[:shots], given)
-        prompt = self._prompts[version]
+            made = self._prompt(note, fit, rest[:shots], given)
+            self._prompts[version] = (made, made.version)
+        prompt, name = self._prompts[version]
         sample = Sample(
             id=exchange.id,
             chat_history=rest[shots:],
             output=exchange.output,
             variables=fit.variables if fit else {},
-            prompt=prompt.version,
+            prompt=name,
             trace_id=exchange.trace_id,
             session_id=exchange.session_id,
             user_id=exchange.user_id,

@@ -45,7 +45,7 @@ from dspy_selfimprove.errors import (
 from dspy_selfimprove.message import FrozenDict, freeze, thaw
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.slots import Slots
-from dspy_selfimprove.wire import BODY, Body, Tokens, response_of, tokens_of, use_local_prices, wire
+from dspy_selfimprove.wire import BODY, Body, Tokens, is_completion, response_of, tokens_of, use_local_prices, wire
 
 if TYPE_CHECKING:
     import dspy
@@ -187,17 +187,22 @@ class Models:
         """
         import dspy
 
-        if role not in self.by_role:
-            raise UsageError(f"There is no role {role!r}.", remedy=f"The roles are {', '.join(ROLES)}.")
+        caller = self.caller(role)
         model = self.by_role[role]
         return dspy.LM(
             model.name,
-            engine=Engine(self._callers[role]),
-            async_engine=AsyncEngine(self._callers[role]),
+            engine=Engine(caller),
+            async_engine=AsyncEngine(caller),
             cache=False,
             num_retries=0,
             **{**thaw(model.parameters), **parameters},
         )
+
+    def caller(self, role: Role) -> Caller:
+        """This role's way to its model, for whoever sends bodies of their own."""
+        if role not in self._callers:
+            raise UsageError(f"There is no role {role!r}.", remedy=f"The roles are {', '.join(ROLES)}.")
+        return self._callers[role]
 
 
 # The steps of a call's story, which a driver carries out: in a thread or on an event loop.
@@ -216,7 +221,7 @@ class _Sleep:
 
 
 _Step: TypeAlias = _Take | _Send | _Sleep
-_Story: TypeAlias = Generator[_Step, Any, "Response"]
+_Story: TypeAlias = Generator[_Step, Any, Mapping[str, Any]]
 
 
 class Line:
@@ -248,23 +253,22 @@ class Caller:
         self.model, self.price = line.model, line.price
         self._watch = watch
 
-    def _story(self, request: Request) -> _Story:
-        body = self._body(request)
+    def _story(self, body: Body) -> _Story:
         start = time.monotonic()
         for attempt in itertools.count(1):
             held = yield from self._turn(body)
             try:
-                outcome = yield from self._attempt(body, held, request.model)
+                outcome = yield from self._attempt(body, held)
             finally:
                 self.slots.give()
             if not isinstance(outcome, SelfImproveError):
-                response, tokens = outcome
+                completion, tokens = outcome
                 self._record(start, attempt, tokens)
-                return response
+                return completion
             delay = _backoff(attempt, outcome)
             if delay is None or attempt >= self.model.attempts:
                 self._record(start, attempt, failure=type(outcome).__name__)
-                raise _lm15_error(outcome)
+                raise outcome
             if isinstance(outcome, RateLimited):
                 self.line.pause(delay)
             else:
@@ -291,8 +295,8 @@ class Caller:
                 self.slots.give()
 
     def _attempt(
-        self, body: Body, held: Reservation, name: str
-    ) -> Generator[_Step, Any, tuple[Response, Tokens] | SelfImproveError]:
+        self, body: Body, held: Reservation
+    ) -> Generator[_Step, Any, tuple[Mapping[str, Any], Tokens] | SelfImproveError]:
         try:
             completion = yield _Send(body)
         except Exception as error:
@@ -314,18 +318,32 @@ class Caller:
             raise
         used = tokens_of(completion)
         self.ledger.settle(held, tokens=used.input + used.output, dollars=self.price.of(used) if self.price else 0.0)
-        if not getattr(completion, "choices", None):
+        if not is_completion(completion):
             return Refused(
                 f"What answers for {self.model.name} sends no chat completions.",
                 remedy="Check the base URL; it usually ends in /v1.",
             )
-        return response_of(name, completion), used
+        return completion, used
+
+    def ask(self, body: Body) -> Mapping[str, Any]:
+        """Send a body of one's own, whatever model it names, and have the completion's JSON; raises our own errors."""
+        return _drive(self._story(self._whole(body)), self._carry_out)
 
     def complete(self, request: Request) -> Response:
-        return _drive(self._story(request), self._carry_out)
+        body = self._body(request)
+        try:
+            return response_of(request.model, _drive(self._story(body), self._carry_out))
+        except SelfImproveError as failure:
+            error = _lm15_error(failure)
+            raise error from error.__cause__
 
     async def acomplete(self, request: Request) -> Response:
-        return await _adrive(self._story(request), self._acarry_out)
+        body = self._body(request)
+        try:
+            return response_of(request.model, await _adrive(self._story(body), self._acarry_out))
+        except SelfImproveError as failure:
+            error = _lm15_error(failure)
+            raise error from error.__cause__
 
     def _carry_out(self, step: _Step) -> Any:
         if isinstance(step, _Send):
@@ -354,17 +372,20 @@ class Caller:
     def _body(self, request: Request) -> Body:
         own = (request.config.extensions or {}).get(BODY)
         if own is not None:
-            body = {**cast(Body, thaw(own)), "model": self.model.id}
-            if body.pop("stream", None) or (body.get("n") or 1) != 1:
-                raise UsageError(
-                    "One call gives one whole answer; the request asks for a stream or for several.",
-                    remedy="Take stream and n out of the request, and ask again for another answer.",
-                )
-            return body
+            return self._whole(cast(Body, thaw(own)))
         # DSPy keeps the writer of chat-completion bodies in a module of its own; there is no public door to it.
         from dspy.clients.lm15_boundary import request_kwargs
 
         return {**request_kwargs(request, "chat"), "model": self.model.id}
+
+    def _whole(self, body: Body) -> Body:
+        body = {**body, "model": self.model.id}
+        if body.pop("stream", None) or (body.get("n") or 1) != 1:
+            raise UsageError(
+                "One call gives one whole answer; the request asks for a stream or for several.",
+                remedy="Take stream and n out of the request, and ask again for another answer.",
+            )
+        return body
 
     def _estimate(self, body: Body) -> tuple[int, float]:
         # Four characters a token: close enough to hold room, and no tokenizer has to be fetched.
@@ -416,7 +437,7 @@ class AsyncEngine(_Shared):
         return await self.caller.acomplete(request)
 
 
-def _drive(story: _Story, carry_out: Callable[[_Step], Any]) -> Response:
+def _drive(story: _Story, carry_out: Callable[[_Step], Any]) -> Mapping[str, Any]:
     """Carry out a story's steps in this thread; what a step raises is told to the story."""
     answer: Any = None
     error: BaseException | None = None
@@ -424,7 +445,7 @@ def _drive(story: _Story, carry_out: Callable[[_Step], Any]) -> Response:
         try:
             step = story.send(answer) if error is None else story.throw(error)
         except StopIteration as end:
-            return cast("Response", end.value)
+            return cast("Mapping[str, Any]", end.value)
         answer = error = None
         try:
             answer = carry_out(step)
@@ -432,7 +453,7 @@ def _drive(story: _Story, carry_out: Callable[[_Step], Any]) -> Response:
             error = raised
 
 
-async def _adrive(story: _Story, carry_out: Callable[[_Step], Coroutine[Any, Any, Any]]) -> Response:
+async def _adrive(story: _Story, carry_out: Callable[[_Step], Coroutine[Any, Any, Any]]) -> Mapping[str, Any]:
     """The same on an event loop."""
     answer: Any = None
     error: BaseException | None = None
@@ -440,7 +461,7 @@ async def _adrive(story: _Story, carry_out: Callable[[_Step], Coroutine[Any, Any
         try:
             step = story.send(answer) if error is None else story.throw(error)
         except StopIteration as end:
-            return cast("Response", end.value)
+            return cast("Mapping[str, Any]", end.value)
         answer = error = None
         try:
             answer = await carry_out(step)

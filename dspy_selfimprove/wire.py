@@ -8,12 +8,10 @@ takes the same body and translates it for its provider.
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -23,6 +21,7 @@ from dspy_selfimprove.errors import SetupError
 if TYPE_CHECKING:
     from dspy.lm15 import Response
     from openai import AsyncOpenAI, OpenAI
+    from openai._types import RequestOptions
 
 Body: TypeAlias = dict[str, Any]
 
@@ -39,35 +38,47 @@ class Tokens:
 
 
 class Wire(Protocol):
-    """A way to one service."""
+    """A way to one service. What comes back is the answer's JSON, empty if it is no JSON object at all."""
 
-    def send(self, body: Body) -> Any: ...
+    def send(self, body: Body) -> Mapping[str, Any]: ...
 
-    async def asend(self, body: Body) -> Any: ...
+    async def asend(self, body: Body) -> Mapping[str, Any]: ...
 
 
 class OpenAIWire:
     """The official client, unchanged in both directions; its own retries are off.
 
-    An async client belongs to the event loop that first used it, so each loop gets its own.
+    It is asked by its lower door, `post`, for the answer as it came: turning a request and its answer into typed
+    objects costs as much again as the call, and both are plain data here before and after. An async client belongs to
+    the event loop that first used it, so each loop gets its own. A `client` given is used as it is, for `send` only.
     """
 
-    def __init__(self, base_url: str | None, api_key: str | None, timeout: float) -> None:
+    def __init__(
+        self, base_url: str | None, api_key: str | None, timeout: float, *, client: OpenAI | None = None
+    ) -> None:
         self._settings = {"max_retries": 0, "timeout": timeout, **_given(base_url=base_url, api_key=api_key)}
         self._lock = threading.Lock()
-        self._client: OpenAI | None = None
+        self._client = client
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
 
-    def send(self, body: Body) -> Any:
+    def send(self, body: Body) -> Mapping[str, Any]:
+        from openai.types.chat import ChatCompletion
+
+        body, options = _split(body)
+        client = self._client or self._made()
+        return _answer(client.post(_PATH, cast_to=ChatCompletion, body=body, options=options))
+
+    def _made(self) -> OpenAI:
         import openai
 
         with self._lock:
             if self._client is None:
                 self._client = openai.OpenAI(**self._settings)
-        return self._client.chat.completions.create(**_known(body))
+            return self._client
 
-    async def asend(self, body: Body) -> Any:
+    async def asend(self, body: Body) -> Mapping[str, Any]:
         import openai
+        from openai.types.chat import ChatCompletion
 
         loop = asyncio.get_running_loop()
         with self._lock:
@@ -78,24 +89,40 @@ class OpenAIWire:
                 # The client's own transport, when let go, tries to close itself on whatever loop runs then, and fails.
                 transport = openai.DefaultAsyncHttpxClient()
                 client = self._clients[loop] = openai.AsyncOpenAI(**self._settings, http_client=transport)
-        return await client.chat.completions.create(**_known(body))
+        body, options = _split(body)
+        return _answer(await client.post(_PATH, cast_to=ChatCompletion, body=body, options=options))
 
 
-def _known(body: Body) -> Body:
-    """The body as the client takes it: parameters it has no name for (top_k of a local server) go in `extra_body`."""
-    from openai.resources.chat.completions import Completions
+_PATH = "/chat/completions"
 
-    names = _parameters(Completions.create)
-    extra = {name: value for name, value in body.items() if name not in names}
-    if not extra:
-        return body
-    known = {name: value for name, value in body.items() if name in names}
-    return {**known, "extra_body": {**(known.get("extra_body") or {}), **extra}}
+# The client's own word for "the answer unread". An instrumentor that watches the client still finds a ChatCompletion.
+_UNREAD = {"X-Stainless-Raw-Response": "true"}
 
 
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+def _split(body: Body) -> tuple[Body, RequestOptions]:
+    """What goes into the body, and what the client's `create` takes beside it, under the names it has there."""
+    sent = {name: value for name, value in body.items() if name not in _BESIDE}
+    options: RequestOptions = {"headers": {**(body.get("extra_headers") or {}), **_UNREAD}}
+    if query := body.get("extra_query"):
+        options["params"] = query
+    if "timeout" in body:
+        options["timeout"] = body["timeout"]
+    return {**sent, **(body.get("extra_body") or {})}, options
+
+
+_BESIDE = frozenset({"extra_headers", "extra_query", "extra_body", "timeout"})
+
+
+def _answer(unread: Any) -> Mapping[str, Any]:
+    """The answer's JSON. Something that does not call itself JSON and is none (a page) is no answer: empty."""
+    reply = unread.http_response
+    try:
+        found = json.loads(reply.content)
+    except ValueError:
+        if reply.headers.get("content-type", "").partition(";")[0].endswith("json"):
+            raise json.JSONDecodeError("The answer is not JSON", "", 0) from None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class LiteLLMWire:
@@ -106,13 +133,18 @@ class LiteLLMWire:
         self._settings = {"num_retries": 0, "max_retries": 0, "timeout": timeout, **own}
         self._name = name
 
-    def send(self, body: Body) -> Any:
+    def send(self, body: Body) -> Mapping[str, Any]:
         with _naming_packages():
-            return _litellm().completion(**{**body, "model": self._name}, **self._settings)
+            return _dumped(_litellm().completion(**{**body, "model": self._name}, **self._settings))
 
-    async def asend(self, body: Body) -> Any:
+    async def asend(self, body: Body) -> Mapping[str, Any]:
         with _naming_packages():
-            return await _litellm().acompletion(**{**body, "model": self._name}, **self._settings)
+            return _dumped(await _litellm().acompletion(**{**body, "model": self._name}, **self._settings))
+
+
+def _dumped(completion: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = completion.model_dump(mode="json", exclude_unset=True)
+    return found
 
 
 @contextmanager
@@ -158,34 +190,31 @@ def wire(name: str, *, base_url: str | None, api_key: str | None, timeout: float
 _FINISH = {"tool_calls": "tool_call", "length": "length", "content_filter": "content_filter"}
 
 
-def response_of(name: str, completion: Any) -> Response:
+def response_of(name: str, completion: Mapping[str, Any]) -> Response:
     """A chat completion as DSPy's Response; the message itself rides along in `provider_data`, whole."""
     from dspy.lm15 import Message, Response, TextPart, ToolCallPart, Usage
 
-    choice = completion.choices[0]
-    message = choice.message
-    parts: list[Any] = [TextPart(message.content)] if message.content else []
+    choice = completion["choices"][0]
+    message = _object(choice.get("message"))
+    parts: list[Any] = [TextPart(message["content"])] if message.get("content") else []
     parts.extend(
-        ToolCallPart(id=call.id, name=call.function.name, input=_arguments(call.function.arguments))
-        for call in getattr(message, "tool_calls", None) or ()
-        if getattr(call, "function", None)  # a custom tool's call has none; it is in `provider_data` all the same
+        ToolCallPart(id=call.get("id"), name=function.get("name"), input=_arguments(function.get("arguments")))
+        for call in message.get("tool_calls") or ()
+        if (function := call.get("function"))  # a custom tool's call has none; it is in `provider_data` all the same
     )
     used = tokens_of(completion)
     return Response(
-        id=completion.id,
-        model=completion.model or name,
+        id=completion.get("id"),
+        model=completion.get("model") or name,
         message=Message("assistant", tuple(parts)) if parts else Message.assistant(""),
-        finish_reason=_FINISH.get(choice.finish_reason, "stop"),
+        finish_reason=_FINISH.get(choice.get("finish_reason"), "stop"),
         usage=Usage(
             input_tokens=used.input,
             output_tokens=used.output,
             total_tokens=used.input + used.output,
             cache_read_tokens=used.cached or None,
         ),
-        provider_data={
-            "message": message.model_dump(mode="json", exclude_unset=True),
-            "finish_reason": choice.finish_reason,
-        },
+        provider_data={"message": message, "finish_reason": choice.get("finish_reason")},
     )
 
 
@@ -198,10 +227,21 @@ def _arguments(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def tokens_of(completion: Any) -> Tokens:
-    usage = getattr(completion, "usage", None)
-    if usage is None:
-        return Tokens()
-    details = getattr(usage, "prompt_tokens_details", None)
-    cached = getattr(details, "cached_tokens", None) or 0
-    return Tokens(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached)
+def is_completion(answer: Mapping[str, Any]) -> bool:
+    """Whether this is a chat completion at all; many other services answer 200 too."""
+    choices = answer.get("choices")
+    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict)
+
+
+def tokens_of(completion: Mapping[str, Any]) -> Tokens:
+    usage = _object(completion.get("usage"))
+    cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
+    return Tokens(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,9 +1,11 @@
 """`make demo`: the whole job, as far as it is built, on the stand-in model. No key, no network.
 
 A support desk answers 300 tickets and is traced to a real Phoenix; three Phoenix evaluators judge the answers; their
-scores go back onto the spans. Run it again and it goes on where it was: tickets already answered and answers already
-judged are left alone. Phoenix stays up at the end, so that you can look; after ctrl-C or an error, what the demo
-started goes down with it. A Phoenix named in PHOENIX_COLLECTOR_ENDPOINT is used instead.
+scores go back onto the spans. Then the product sets in: the traces become a checkpoint (the prompt's template and slots
+are found again, every sample has its variables and scores) and a diverse sample of them a dataset with a sealed test.
+Run it again and it goes on where it was: tickets already answered and answers already judged are left alone. Phoenix
+stays up at the end, so that you can look; after ctrl-C or an error, what the demo started goes down with it. A Phoenix
+named in PHOENIX_COLLECTOR_ENDPOINT is used instead.
 
 The model is a stand-in that only reads its prompt: the scores show that the machinery works, and nothing else.
 """
@@ -42,6 +44,7 @@ from rich.table import Table
 from dspy_selfimprove import files, instrument, track_evaluators
 from dspy_selfimprove.errors import PhoenixUnreachable, SelfImproveError, SetupError
 from dspy_selfimprove.rehearsal import Latency, RehearsalModel, serve
+from dspy_selfimprove.runner import Runner
 from dspy_selfimprove.score import Score
 from dspy_selfimprove.telemetry import annotations, server
 from dspy_selfimprove.telemetry.annotations import Annotation
@@ -49,6 +52,7 @@ from dspy_selfimprove.telemetry.client import Address, connect
 
 PROJECT = "support-desk-demo"
 TICKETS = 300
+SAMPLES = 200  # drawn of them
 MODEL = "rehearsal-worker"
 JUDGE = "rehearsal-judge"
 PATIENCE = 60.0  # seconds for spans to show up in Phoenix
@@ -188,6 +192,16 @@ def summary(rows: Mapping[str, Mapping[str, Any]], phoenix: server.Phoenix) -> T
     return table
 
 
+def collect(phoenix: server.Phoenix) -> Runner:
+    """From the traces to a dataset: what `dspy-selfimprove collect` does."""
+    os.environ["PHOENIX_COLLECTOR_ENDPOINT"] = phoenix.url
+    if phoenix.api_key:
+        os.environ["PHOENIX_API_KEY"] = phoenix.api_key
+    runner = Runner(PROJECT, since="7d")
+    runner.run(SAMPLES)
+    return runner
+
+
 def check_room() -> None:
     """A full disk shows late and in strange ways, so it is asked for first."""
     if (free := shutil.disk_usage(files.home()).free) < ROOM:
@@ -211,6 +225,8 @@ def run() -> None:
             rows = answer_tickets(rehearsal.url, running, progress)
             judge_answers(rehearsal.url, rows, running, progress)
         console.print(summary(rows, running))
+        found = collect(running)
+        console.print(f"\n[bold]What became of it[/bold]\n{escape(str(found.summary()))}\n", soft_wrap=True)
         if running.ours and server.status() is None:
             raise PhoenixUnreachable(
                 "Phoenix is gone.", remedy="Was .selfimprove removed meanwhile? Run make demo again."

@@ -64,6 +64,10 @@ def test_a_metric_file_has_phoenixs_fields(path):
     assert metric["name"] == path.stem
     assert metric["kind"] in ("LLM", "CODE")
     assert metric["optimization_direction"] in ("maximize", "minimize", "neutral")
+    assert metric["description"]
+    if metric["kind"] == "CODE":
+        assert re.fullmatch(r"[\w.]+:\w+", metric["function"])
+        return
     text = " ".join(message["content"] for message in metric["messages"])
     assert set(re.findall(r"\{\{(\w+)\}\}", text)) == set(metric["inputs"])
     assert set(metric["choices"].values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}

@@ -133,7 +133,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.embeddings
 def test_a_model_in_a_folder_embeds_offline(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     chosen = embedder(str(tiny_model))
@@ -148,7 +148,7 @@ def test_a_model_in_a_folder_embeds_offline(tiny_model: Path, monkeypatch: pytes
     assert chosen.embed([]).shape[0] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.embeddings
 def test_a_model_that_cannot_be_loaded_is_a_setup_error(tiny_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

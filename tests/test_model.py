@@ -4,12 +4,15 @@ import asyncio
 import copy
 import gc
 import importlib.util
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
+import openai
 import pytest
 from dspy.lm15 import Config, Message, Request
 
@@ -21,7 +24,7 @@ from dspy_selfimprove.rehearsal.engine import Service
 from dspy_selfimprove.rehearsal.fault import Faults, Latency
 from dspy_selfimprove.rehearsal.server import serve
 from dspy_selfimprove.slots import Slots
-from dspy_selfimprove.wire import BODY
+from dspy_selfimprove.wire import BODY, OpenAIWire
 
 REPLY = "Thanks for writing, this is the answer."
 
@@ -331,6 +334,96 @@ def test_what_cannot_be_one_whole_answer_is_refused_before_it_costs():
             assert isinstance(outage.failure_of(caught.value), UsageError)
         lm(verbatim({"messages": [{"role": "user", "content": "x"}], "n": 1, "stream": False}))
         assert server.counts().calls == 1
+
+
+ORDINARY = {"messages": [{"role": "user", "content": "naïve \U0001f4e6 {x}"}], "temperature": 0.5, "user": "u1"}
+
+
+@contextmanager
+def plain_server(answer):
+    """Answers every request with this JSON; gives its address, and what it was sent."""
+    seen = []
+
+    class Behind(BaseHTTPRequestHandler):
+        def do_POST(self):
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            seen.append((self.path, headers, self.rfile.read(int(headers["content-length"]))))
+            told = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Behind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+        server.shutdown()
+
+
+BESIDE = {"extra_headers": {"x-team": "a"}, "extra_query": {"v": "2"}, "extra_body": {"top_k": 4}, "timeout": 7.0}
+
+
+@pytest.mark.parametrize("beside", [{}, BESIDE], ids=["body only", "with more beside it"])
+@pytest.mark.parametrize("body", [AWKWARD, ORDINARY], ids=["awkward", "ordinary"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_the_clients_lower_door_sends_what_its_upper_one_sends(body, beside, is_async):
+    """The same bytes in the order they were given in, and one header more: the answer is to be left unread."""
+    completion = Echo().complete({"model": "m"})
+    asked = {**body, **beside, "model": "m"}
+    with plain_server(completion) as (url, seen):
+        openai.OpenAI(base_url=url, api_key="k", max_retries=0).chat.completions.create(**asked)
+        wire = OpenAIWire(url, "k", 60.0)
+        answer = asyncio.run(wire.asend(asked)) if is_async else wire.send(asked)
+    assert answer == completion
+    (path, headers, sent), (other_path, other_headers, other_sent) = seen
+    assert other_path == path
+    assert json.loads(other_sent) == json.loads(sent)
+    assert sorted(other_sent) == sorted(sent)
+    assert other_headers.pop("x-stainless-raw-response") == "true"
+    # The two clients name themselves, and only one was given a timeout at its making.
+    own = ("x-stainless-async", "user-agent", "x-stainless-read-timeout")
+    assert {k: v for k, v in other_headers.items() if k not in own} == {
+        k: v for k, v in headers.items() if k not in own
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[], "text", {}, {"choices": []}, {"choices": "x"}, {"choices": [None]}, {"choices": None, "usage": 3}],
+    ids=repr,
+)
+def test_what_is_no_completion_is_refused_and_holds_nothing(answer):
+    ledger = Ledger()
+    with plain_server(answer) as (url, seen):
+        with pytest.raises(Exception, match="sends no chat completions"):
+            models(url, ledger=ledger).lm("worker")(asking("x"))
+        assert len(seen) == 1
+    assert ledger.in_flight == 0
+
+
+def test_a_completion_without_the_usual_company_is_still_an_answer():
+    odd = {"choices": [{"message": {"content": "Yes."}}], "usage": {"prompt_tokens": "many"}}
+    with plain_server(odd) as (url, _):
+        response = models(url).lm("worker")(asking("x"))
+    assert (response.text, response.finish_reason, response.usage.total_tokens) == ("Yes.", "stop", 0)
+
+
+def test_a_body_of_ones_own_is_answered_with_the_completion_and_fails_in_our_words():
+    body = {"messages": [{"role": "user", "content": "x"}], "model": "whatever"}
+    with serve(Echo(), api_key="right") as server, pytest.raises(Refused, match="refused the key"):
+        models(server.url).caller("judge").ask(body)
+    behind = Echo()
+    with serve(behind) as server:
+        pool = models(server.url)
+        assert pool.caller("judge").ask(body)["choices"][0]["message"]["content"] == REPLY
+        with pytest.raises(UsageError, match="one whole answer"):
+            pool.caller("judge").ask({**body, "n": 2})
+    assert behind.bodies == [{**body, "model": "rehearsal-worker"}]
+    assert pool.ledger.spent["judge"].calls == 1
 
 
 def test_a_parameter_the_client_has_no_name_for_is_sent():

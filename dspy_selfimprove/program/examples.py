@@ -23,7 +23,8 @@ from dspy_selfimprove.sample import Sample
 def example_of(sample: Sample) -> dspy.Example:
     """A sample for a `ChatProgram`: its inputs, production's answer as reference, and what is known of it.
 
-    `output` and `message` are the reference; `id`, `weight` and `scores` (Score by metric) are for metrics and reports.
+    `output` and `message` are the reference; `id`, `weight`, `scores` and `human` (Score by name) are for metrics and
+    reports.
 
     >>> question, answer = {"role": "user", "content": "Late!"}, {"role": "assistant", "content": "Sorry."}
     >>> example = example_of(Sample(id="T1", chat_history=(question,), output=answer, parameters={"seed": 7}))
@@ -39,6 +40,7 @@ def example_of(sample: Sample) -> dspy.Example:
         id=sample.id,
         weight=sample.weight,
         scores=dict(sample.scores),
+        human=dict(sample.human),
     ).with_inputs("conversation", "variables", "parameters")
 
 

@@ -18,7 +18,9 @@ _LABEL = re.compile(
 )
 _HEADING = re.compile(r"(?:^|\n)#+ *([^\W\d][\w -]{0,30}?)[ \t]*:?\n+$")
 # `whose plan is `, `The order number is `
-_SENTENCE = re.compile(r"\b(?:the|their|whose|your|['\u2019]s) +([^\W\d][\w-]*(?: [\w-]+)?) is +[\"'`“*_]*$", re.IGNORECASE)
+_SENTENCE = re.compile(
+    r"\b(?:the|their|whose|your|['\u2019]s) +([^\W\d][\w-]*(?: [\w-]+)?) is +[\"'`“*_]*$", re.IGNORECASE
+)
 _TAG = re.compile(r"<([A-Za-z_][\w-]{0,30})(?: [^<>\n]*)?>\s*$")
 
 
