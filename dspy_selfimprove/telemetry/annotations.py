@@ -19,11 +19,14 @@ covered: annotations of traces, sessions and documents; deleting.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
+from urllib.parse import quote
 
 import httpx
 
@@ -43,6 +46,7 @@ T = TypeVar("T")
 IDENTIFIER: Final = "dspy-selfimprove"
 BATCH: Final = 2_000
 CHUNK, PAGE = 100, 10_000  # spans to ask about, annotations to get, in one request
+MOST: Final = 1_000  # spans that Phoenix lets be asked about in one request
 LONGEST_TEXT: Final = 20_000
 LONGEST_LABEL: Final = 1_000
 
@@ -130,6 +134,47 @@ def read(
     return tuple(found)
 
 
+def names(line: httpx.Client, project_id: str) -> list[str] | None:
+    """What spans of a project were judged on, without notes; None from a Phoenix that does not say.
+
+    Only its own pages' interface (GraphQL) knows, so whoever asks must do without an answer too.
+    """
+    asked = f"{{node(id: {json.dumps(project_id)}) {{... on Project {{spanAnnotationNames}}}}}}"
+    answer = line.post("graphql", json={"query": asked})
+    try:
+        found = answer.raise_for_status().json()["data"]["node"]["spanAnnotationNames"]
+        return [str(name) for name in found if name != "note"]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fetch(line: httpx.Client, project: str, span_ids: Sequence[str]) -> list[Reading]:
+    """What `read` gives for spans that are there: by the thousand, where Phoenix's client asks by the hundred.
+
+    Ask for spans that have annotations (`names`): of spans without any, Phoenix goes on to find out whether they exist,
+    which takes the longer the more traces the project has.
+    """
+    found: list[Reading] = []
+    for chunk in _batches(list(span_ids), MOST):
+        cursor: dict[str, str] = {}
+        while True:
+            asked: dict[str, Any] = {
+                "span_ids": chunk, "limit": PAGE, "exclude_annotation_names": ["note"], **cursor,
+            }  # fmt: skip
+            answer = line.get(f"v1/projects/{quote(project, safe='')}/span_annotations", params=asked)
+            if answer.status_code == 404:  # these spans, or the whole project, were deleted meanwhile
+                break
+            try:
+                page = answer.raise_for_status().json()
+            except httpx.HTTPStatusError as error:
+                raise refused(error) from None
+            found += map(_reading, page["data"])
+            if not page.get("next_cursor"):
+                break
+            cursor = {"cursor": page["next_cursor"]}
+    return found
+
+
 def _write_known(phoenix: Client, rows: list[SpanAnnotationData]) -> tuple[int, list[str]]:
     """Write the rows whose spans Phoenix has; how many those were, and the spans it lacks."""
     lacking: list[str] = []
@@ -208,4 +253,13 @@ def _reading(found: SpanAnnotation) -> Reading:
         label=result.get("label"),
         explanation=result.get("explanation"),
         metadata=found.get("metadata") or {},
+        time=_time(found.get("updated_at") or found.get("created_at")),
     )
+
+
+def _time(written: str | None) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(written or "")
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -130,18 +130,25 @@ def _is_identifier(name: str) -> bool:
 @contextmanager
 def connect(address: Address | None, *, timeout: float = 30.0, attempts: int = 5) -> Iterator[Client]:
     """Phoenix's client for `address`; closed with the block."""
-    if address is None:
-        raise PhoenixUnreachable(f"{NONE_RUNS}.", remedy=START_IT)
     from phoenix.client import Client
 
-    with _Line(address, timeout=timeout, attempts=attempts) as line:
-        yield Client(http_client=line)
+    with line(address, timeout=timeout, attempts=attempts) as opened:
+        yield Client(http_client=opened)
+
+
+@contextmanager
+def line(address: Address | None, *, timeout: float = 30.0, attempts: int = 5) -> Iterator[httpx.Client]:
+    """What `connect` puts under Phoenix's client, for a question that client cannot ask well."""
+    if address is None:
+        raise PhoenixUnreachable(f"{NONE_RUNS}.", remedy=START_IT)
+    with _Line(address, timeout=timeout, attempts=attempts) as opened:
+        yield opened
 
 
 def ask(address: Address, path: str, *, timeout: float) -> httpx.Response:
     """What Phoenix answers at `path`, asked once."""
-    with _Line(address, timeout=timeout, attempts=1) as line:
-        return line.get(path)
+    with line(address, timeout=timeout, attempts=1) as opened:
+        return opened.get(path)
 
 
 class _Line(httpx.Client):
@@ -154,6 +161,8 @@ class _Line(httpx.Client):
             timeout=timeout,
             trust_env=not address.is_loopback,  # a proxy can only be in the way of a server on this machine
         )
+        if address.is_loopback:  # so can compression: it takes Phoenix longer than all else it does for an answer
+            self.headers["accept-encoding"] = "identity"
         self._address, self._attempts = address, attempts
 
     def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
