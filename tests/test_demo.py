@@ -70,6 +70,19 @@ def test_it_says_what_landed_and_where_to_look(said, folder):
     assert phoenix.project_url("support-desk-demo") in said
 
 
+def test_it_goes_on_to_a_checkpoint_and_a_split_dataset(said, folder):
+    for told in (
+        r"spans\s+600 read: 300 CHAIN, 300 LLM",
+        r"samples\s+300",
+        r"prompts\s+[0-9a-f]{16}: 300 samples, since \d{4}-\d\d-\d\d; slots: slot_1, plan, date",
+        r"clusters\s+120, of 1 to \d+ samples",
+        r"dataset\s+support-desk-demo-[0-9a-f]{6}: 100 train, 40 validation, 60 test \(sealed\)",
+    ):
+        assert re.search(told, said), told
+    (dataset,) = (folder / ".selfimprove" / "datasets").iterdir()
+    assert {path.name for path in dataset.glob("*.jsonl")} >= {"train.jsonl", "validation.jsonl", "test.jsonl"}
+
+
 def test_spans_nested_spans_and_annotations_are_in_phoenix(said, folder):
     client = Client(base_url=server.status(folder / ".selfimprove").url)
     spans, calls = (
