@@ -15,6 +15,8 @@ from dspy_selfimprove import __version__
 from dspy_selfimprove.errors import SelfImproveError
 
 _GROUPS = {
+    "collect": "Make a checkpoint and a split dataset of what production did.",
+    "metrics": "List the metrics, show one, or check whether its judge is any good.",
     "phoenix": "Run the Phoenix server that receives the traces.",
     "rehearsal": "Run the stand-in model, for trying everything without a key.",
 }
