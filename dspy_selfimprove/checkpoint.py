@@ -5,24 +5,27 @@
 
 The JSON names the Parquet file and its hash and is moved into place last: a reader, or a crash, sees the old checkpoint
 or the new one. Loading needs neither Phoenix nor the traces; samples are made from their rows when they are looked at,
-so loading costs the reading of a file. Not covered: two writers of one folder (the later one wins).
+so loading costs the reading of a file. A second writer is refused; the folder keeps itself out of commits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
+from filelock import FileLock, Timeout
+
 from dspy_selfimprove import files
 from dspy_selfimprove.errors import DataError, UsageError
-from dspy_selfimprove.message import FrozenDict, digest, encodable, freeze, text_of
+from dspy_selfimprove.message import FrozenDict, digest, encodable, freeze, text_of, thaw
 from dspy_selfimprove.prompt import ChatPrompt
 from dspy_selfimprove.sample import EvalSpec, Sample
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 NAME: Final = "checkpoint.json"
 BATCH: Final = 2_000
+SHORTEST: Final = 4  # letters of a version that name it
 
 _PLAIN: Final = {
     "id": "string", "prompt": "string", "trace_id": "string", "session_id": "string", "user_id": "string",
@@ -77,7 +81,10 @@ class SeenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a checkpoint came from. `key` says of what it was made: the same key, the same checkpoint."""
+    """Where a checkpoint came from. `key` says of what it was made: the same key, the same checkpoint.
+
+    `scales` are those that the caller named.
+    """
 
     source: str
     project: str | None = None
@@ -86,10 +93,14 @@ class Origin:
     made: datetime | None = None
     spans: int = 0
     key: str | None = None
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=FrozenDict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", freeze(self.scales))
 
     def to_json(self) -> dict[str, Any]:
         moments = {name: _written(getattr(self, name)) for name in ("since", "until", "made")}
-        return {**{entry.name: getattr(self, entry.name) for entry in fields(self)}, **moments}
+        return {**{entry.name: thaw(getattr(self, entry.name)) for entry in fields(self)}, **moments}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Origin:
@@ -130,7 +141,9 @@ class Samples(Sequence[Sample]):
 
     def take(self, places: Iterable[int]) -> Samples:
         """Those at `places`, in that order."""
-        return Samples(self._table.take(list(places)))
+        import pyarrow as pa
+
+        return Samples(self._table.take(pa.array(list(places), pa.int64())))
 
     def with_prompt(self, version: str) -> Samples:
         """Those that this version of the prompt made."""
@@ -221,25 +234,38 @@ class Checkpoint:
             )
 
     @staticmethod
-    def key(folder: Path | str) -> str | None:
+    def origin_in(folder: Path | str) -> Origin | None:
         """Of what the checkpoint in `folder` was made, without reading its samples; None if there is none."""
         try:
-            return Origin.from_json(_read(Path(folder))["origin"]).key
+            return Origin.from_json(_read(Path(folder))["origin"])
         except (DataError, KeyError, TypeError, ValueError):
             return None
 
     @cached_property
     def newest(self) -> SeenPrompt:
-        """The version that began last, of those with a fair share of the samples: a tenth of the most used one's."""
-        enough = max(seen.count for seen in self.prompts) / 10
-        began = datetime.min.replace(tzinfo=UTC)
-        return max((seen for seen in self.prompts if seen.count >= enough), key=lambda seen: seen.first or began)
+        """The version that took over last: the others had ended by the middle of its time. The most used one, if none.
+
+        Versions that run side by side (two prompts of one application, one with tools and one without) are no edits of
+        one another, so which was called last says nothing. One with less than a tenth of the most used one's samples is
+        somebody trying something.
+        """
+        most = self.prompts[0]
+        fair = [seen for seen in self.prompts if 10 * seen.count >= most.count]
+        for seen in sorted((each for each in fair if each.first and each.last), key=_began, reverse=True):
+            assert seen.first
+            assert seen.last
+            middle = seen.first + (seen.last - seen.first) / 2
+            if all(other.last is not None and other.last <= middle for other in fair if other is not seen):
+                return seen
+        return most
 
     def prompt(self, version: str | None = None) -> SeenPrompt:
         """The version that begins with `version`, or that the application calls so; the newest if none is named."""
         if version is None:
             return self.newest
-        found = [seen for seen in self.prompts if seen.version.startswith(version) or seen.declared == version]
+        found = [seen for seen in self.prompts if seen.declared == version]
+        if not found and len(version) >= SHORTEST:
+            found = [seen for seen in self.prompts if seen.version.startswith(version)]
         if len(found) != 1:
             known = ", ".join(f"{seen.version} ({seen.count} samples)" for seen in self.prompts[:10])
             raise UsageError(
@@ -299,14 +325,31 @@ class Writer:
 @contextmanager
 def writing(folder: Path) -> Iterator[Writer]:
     """A writer for the checkpoint in `folder`; what it wrote counts only once it was finished."""
-    files.writable(folder)
-    part = folder / ".samples.part"
-    writer = Writer(folder, part)
+    files.private(folder)
+    part = folder / f".samples.{uuid.uuid4().hex[:8]}.part"
+    with _alone(folder), files.telling(folder / NAME):
+        writer = Writer(folder, part)
+        try:
+            yield writer
+        finally:
+            with suppress(OSError):
+                writer._file.close()
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock", mode=0o600)
     try:
-        yield writer
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"Another process is writing the checkpoint in {folder}.", remedy="Wait for it, then try again."
+        ) from None
+    try:
+        yield
     finally:
-        writer._file.close()
-        part.unlink(missing_ok=True)
+        lock.release()
 
 
 _AGAIN: Final = "Collect again, or take a copy that is whole."
@@ -359,6 +402,10 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     nested = {name: json.loads(row[name]) for name in _NESTED}
     given = {name: value for name, value in {**row, **nested}.items() if value is not None and name != "time"}
     return replace(Sample.from_json(given), time=time)
+
+
+def _began(seen: SeenPrompt) -> datetime:
+    return seen.first or datetime.min.replace(tzinfo=UTC)
 
 
 def _written(moment: datetime | None) -> str | None:

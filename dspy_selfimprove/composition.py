@@ -7,7 +7,8 @@
 The *instructions* are the first message if the system or the developer says it; else the first user message, if many of
 those share a text worth the name. What a version holds is what its calls have in common; what differs from call to call
 stays with the sample: the variables, a seed, an end user's id (always, also if it never changed: it is somebody's), and
-any parameter that takes many values. Two calls that differ in their model or temperature are two versions.
+any parameter that takes many values, and whatever is somebody's own. Two calls that differ in their model or
+temperature are two versions.
 
 Every sample is proven before it is kept: its prompt, filled with its variables, makes the recorded request again,
 message for message and parameter for parameter. One that does not is set aside with the reason. How the reply was
@@ -20,8 +21,9 @@ template that puts its variables into several messages at once, other than the i
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import takewhile
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from dspy_selfimprove.checkpoint import Checkpoint, Origin, SeenPrompt, writing
-from dspy_selfimprove.errors import MissingVariable, UsageError
+from dspy_selfimprove.errors import DataError, MissingVariable, UsageError
 from dspy_selfimprove.exchange import Aside, Exchange, Reading
 from dspy_selfimprove.message import Message, canonical, digest, thaw
 from dspy_selfimprove.prompt import DELIVERY, PARAMETERS, ChatPrompt, parts
@@ -43,12 +45,24 @@ Role: TypeAlias = Literal["system", "developer", "user"]
 IN_PARTS: Final = "the system prompt is made of parts, or carries more than text"
 NOT_AGAIN: Final = "the prompt and its variables do not make the recorded request again"
 NO_MESSAGES: Final = "the request holds no message"
+NO_JSON: Final = "the request holds what is not JSON"
 
-TRANSPORT: Final = frozenset({"timeout", "extra_headers", "extra_query"})  # said to the client, not to the model
-SOMEBODYS: Final = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
-MANY: Final = 4  # values of one parameter, or a twentieth of the calls if that is more: then it belongs to the call
+# Said to the client and not to the model; some would be secrets.
+TRANSPORT: Final = frozenset(
+    {"timeout", "extra_headers", "extra_query", "headers", "default_headers", "api_key", "base_url", "api_base"}
+)
+# Somebody's, or this call's: never a part of the prompt, even if it never changed.
+OWN: Final = frozenset(
+    {
+        "user", "metadata", "safety_identifier", "prompt_cache_key", "seed", "prediction", "web_search_options",
+        "extra_body",
+    }
+)  # fmt: skip
+MANY: Final = 4  # values of one parameter, or a twentieth of the calls if that is more (but not beyond 20): then it
+MOST: Final = 20  # belongs to the call
 WORTH: Final = 40  # characters that first user messages must share to be instructions,
 WORDS: Final = 6  # and words
+CALLERS: Final = 3  # who must have made such calls, where it is recorded
 ENOUGH: Final = 5  # calls that must repeat something before it is taken for a part of the prompt
 LONGEST_HEAD: Final = 24  # messages that are looked at for few-shot turns
 
@@ -69,6 +83,9 @@ class _Note:
     head: tuple[str, ...]
     length: int
     time: datetime | None
+    caller: str | None
+    followed: bool  # by another message of the user
+    id: str
 
 
 @dataclass(slots=True)
@@ -110,7 +127,7 @@ def compose(
     better. Nothing that gives a sample is a UsageError that counts the reasons.
     """
     evaluators = tuple(evaluators)
-    first = _Reading()
+    first = _Survey()
     for read, found in enumerate(source.exchanges(), 1):
         first.add(found)
         if progress:
@@ -120,8 +137,7 @@ def compose(
     aside = Counter(first.aside)
     seen: dict[str, _Seen] = {}
     with writing(Path(into)) as writer:
-        good = (found for found in source.exchanges() if isinstance(found, Exchange) and found.messages)
-        for exchange, note in zip(good, first.notes, strict=True):
+        for exchange, note in _again(source, first.notes):
             made = versions.sample(exchange, note)
             if isinstance(made, str):
                 aside[made] += 1
@@ -134,7 +150,7 @@ def compose(
         prompts = sorted((each.done() for each in seen.values()), key=lambda each: (-each.count, each.version))
         writer.finish(
             {
-                "origin": replace(origin, spans=first.spans).to_json(),
+                "origin": replace(origin, spans=first.spans, scales=scales or {}).to_json(),
                 "prompts": [each.to_json() for each in prompts],
                 "evaluators": [spec.to_json() for spec in evaluators],
                 "set_aside": dict(aside.most_common()),
@@ -144,7 +160,19 @@ def compose(
     return Checkpoint.load(into)
 
 
-class _Reading:
+def _again(source: Source, notes: list[_Note]) -> Iterator[tuple[Exchange, _Note]]:
+    """The second reading: each exchange that the first one took note of, with its note."""
+    left = iter(notes)
+    note = next(left, None)
+    for found in source.exchanges():
+        if note is not None and isinstance(found, Exchange) and found.id == note.id:
+            yield found, note
+            note = next(left, None)
+    if note is not None:
+        raise DataError("The source changed while it was read.", remedy="Collect again.")
+
+
+class _Survey:
     """The first reading: everything that has to be known of all exchanges before one can become a sample."""
 
     def __init__(self) -> None:
@@ -169,15 +197,23 @@ class _Reading:
                 self.numbers[reading.name, reading.kind == "HUMAN"][reading.score] += 1
         role, text = _instructions(found.messages)
         rest = found.messages[1:] if role in ("system", "developer") else found.messages
-        parameters = canonical(_parameters(found))
+        try:
+            parameters = canonical(_parameters(found))
+            head = tuple(digest(message) for message in rest[:LONGEST_HEAD])
+        except (ValueError, TypeError, RecursionError):  # NaN, or nesting without an end
+            self.aside[NO_JSON] += 1
+            return
         self.notes.append(
             _Note(
                 role=role,
                 text=-1 if role is None or text is None else self.texts[role].add(text, _hint(found)),
                 parameters=self._known.setdefault(parameters, parameters),
-                head=tuple(digest(message) for message in rest[:LONGEST_HEAD]),
+                head=head,
                 length=len(rest),
                 time=found.time,
+                caller=found.user_id or found.session_id,
+                followed=len(found.messages) > 1 and found.messages[1].get("role") == "user",
+                id=found.id,
             )
         )
 
@@ -189,8 +225,11 @@ _Version: TypeAlias = tuple[Role | None, int, str]  # and the parameters, but fo
 class _Versions:
     """Which prompt made which exchange."""
 
-    def __init__(self, first: _Reading) -> None:
-        self._inferred = {role: _Inferred(role, texts) for role, texts in first.texts.items()}
+    def __init__(self, first: _Survey) -> None:
+        self._inferred = {
+            role: _Inferred(role, texts, [note for note in first.notes if note.role == role and note.text >= 0])
+            for role, texts in first.texts.items()
+        }
         groups: dict[_Group, list[_Note]] = defaultdict(list)
         for note in first.notes:
             groups[self._group(note)].append(note)
@@ -270,7 +309,7 @@ class _Versions:
 class _Inferred:
     """The templates behind one role's instructions, and for each distinct text its fit, a reason, or None."""
 
-    def __init__(self, role: Role, texts: _Texts) -> None:
+    def __init__(self, role: Role, texts: _Texts, notes: list[_Note]) -> None:
         distinct = list(texts.place)
         read = infer([distinct[at] for at in texts.of_each], hints=[texts.hints.get(at) for at in texts.of_each])
         self.templates = read.templates
@@ -281,17 +320,30 @@ class _Inferred:
             elif role != "user":  # a question that is like no other is no fault
                 self.fits[at] = rendering.refusal
         if role == "user":
-            worth = [_is_worth(found) for found in read.found]
+            behind: dict[int, list[_Note]] = defaultdict(list)
+            for note in notes:
+                if isinstance(fit := self.fits[note.text], _Fit):
+                    behind[fit.template].append(note)
+            worth = [_is_worth(found, behind[number]) for number, found in enumerate(read.found)]
             self.fits = [fit if isinstance(fit, _Fit) and worth[fit.template] else None for fit in self.fits]
             self.unproven = 0
         else:
             self.unproven = sum(not found.proven for found in read.found)
 
 
-def _is_worth(found: Found) -> bool:
-    """Whether what users write alike is long enough, and repeated often enough, to be instructions."""
+def _is_worth(found: Found, notes: list[_Note]) -> bool:
+    """Whether what users' first messages share are the application's instructions, and not one user's own words.
+
+    Long and often enough; from several callers, where callers are recorded; and differing from call to call, unless
+    another message of the user follows, which is what nobody writes by hand.
+    """
     constant = "".join(parts(found.template.text, found.template.slots)[::2])
-    return found.texts >= ENOUGH and len(constant) >= WORTH and len(constant.split()) >= WORDS
+    if found.texts < ENOUGH or len(constant) < WORTH or len(constant.split()) < WORDS:
+        return False
+    callers = {note.caller for note in notes} - {None}
+    if callers and len(callers) < CALLERS:
+        return False
+    return found.renderings >= ENOUGH or all(note.followed for note in notes)
 
 
 @dataclass(slots=True)
@@ -329,6 +381,9 @@ class _Scales:
         named: Mapping[str, tuple[float, float]],
     ) -> None:
         specs = {spec.name: spec for spec in evaluators}
+        for name, ends in named.items():
+            if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] == ends[1]:
+                raise UsageError(f"The scale of {name!r} has no length.", remedy="Name its lowest and highest value.")
         if unknown := sorted(set(named) - {name for name, _ in numbers} - set(specs)):
             known = ", ".join(sorted({name for name, _ in numbers})) or "no metric"
             raise UsageError(f"No verdict is named {unknown[0]!r}.", remedy=f"The traces carry {known}.")
@@ -373,6 +428,10 @@ class _Scales:
                     f"The scale of {whose} was taken from its numbers, {scale.low:g} to {scale.high:g}; name it in "
                     "`scales` if it is another."
                 )
+            if scale.taken_from == "caller" and scale.direction == "minimize":
+                said.append(f"Less is taken to be better for {whose}, as its scale says.")
+            if scale.taken_from in ("data", "unit") and not human and name not in self._specs:
+                said.append(f"Larger is taken to be better for {whose}; name (1, 0) in `scales` if it is not.")
             if scale.taken_from == "nothing":
                 said.append(f"The verdicts of {whose} are labels without numbers: they give no score.")
             if len(self._numbers.get((name, human), ())) == 1 and self._numbers[name, human].total() >= ENOUGH:
@@ -393,7 +452,8 @@ def _instructions(messages: tuple[Message, ...]) -> tuple[Role | None, str | Non
 def _hint(exchange: Exchange) -> Hint | None:
     if exchange.template is None and not exchange.template_variables:
         return None
-    values = {str(name): value for name, value in exchange.template_variables.items() if isinstance(value, str)}
+    given = exchange.template_variables.items()
+    values = {str(name): str(value) for name, value in given if isinstance(value, str | int | float)}
     return Hint(template=exchange.template, variables=values, version=exchange.template_version)
 
 
@@ -412,10 +472,10 @@ def _varying(notes: list[_Note]) -> frozenset[str]:
     for text, count in Counter(note.parameters for note in notes).items():
         for name, value in json.loads(text).items():
             values[name][canonical(value)] += count
-    many = max(MANY, len(notes) // 20)
+    many = min(max(MANY, len(notes) // 20), MOST)
     # An empty list is sent, and means another thing than none; a prompt has no place for it.
     empty = {name for name, seen in values.items() if set(seen) & {"[]", "{}", '""'}}
-    return frozenset({name for name, seen in values.items() if len(seen) > many} | empty | (SOMEBODYS & set(values)))
+    return frozenset({name for name, seen in values.items() if len(seen) > many} | empty | (OWN & set(values)))
 
 
 def _repeated(role: Role | None, notes: list[_Note]) -> int:
@@ -438,7 +498,7 @@ def _makes_again(prompt: ChatPrompt, sample: Sample, exchange: Exchange) -> bool
     return canonical(made) == canonical(asked)
 
 
-def _about(prompts: list[SeenPrompt], first: _Reading, unproven: int) -> list[str]:
+def _about(prompts: list[SeenPrompt], first: _Survey, unproven: int) -> list[str]:
     said = []
     if len(prompts) > 1:
         said.append(f"The window holds {len(prompts)} versions of the prompt; each is kept apart.")
@@ -457,7 +517,9 @@ def _about(prompts: list[SeenPrompt], first: _Reading, unproven: int) -> list[st
 
 def _nothing(origin: Origin, aside: Counter[str]) -> UsageError:
     if not aside:
-        return UsageError("There is no call of a model in what was read.", remedy="Choose an earlier `since`.")
+        return UsageError(
+            "There is no call of a model in what was read.", remedy="Choose another window, or another source."
+        )
     counted = "; ".join(f"{reason} ({count})" for reason, count in aside.most_common(5))
     return UsageError(
         f"No call can become a sample: {counted}.", remedy="Choose another window, or mend what keeps them out."

@@ -66,6 +66,8 @@ class SearchSet:
 
     def to_examples(self, side: Literal["train", "validation"] = "train") -> list[dspy.Example]:
         """One side as DSPy's examples, with inputs set."""
+        if side not in ("train", "validation"):
+            raise UsageError(f"A search has no side {side!r}.", remedy="It is given train and validation.")
         return examples(self.train if side == "train" else self.validation)
 
 
@@ -168,6 +170,7 @@ def split(
     seed: int = 0,
     groups: Iterable[str] = GROUPS,
     origin: Mapping[str, Any] | None = None,
+    beside: Iterable[Dataset | str | Path] = (),
     commit: bool = False,
 ) -> Dataset:
     """Put each sample on a side and write the dataset `name` (or a path): by default in `.selfimprove/datasets/`.
@@ -175,9 +178,10 @@ def split(
     `shares` are those of train, validation and test. `groups` names what must not straddle: fields of a sample, and
     `text` for near-duplicates; leave one out where it says nothing (a user id that everybody shares). `origin` is kept
     in the card. A dataset that exists is never split again, since what was test would become train: `extend` it.
+    `beside` names datasets of the same production, such as that of an earlier prompt: their sides hold here too.
     """
     shares, groups = checked_shares(shares), checked_groups(groups)
-    folder = _folder_for(name)
+    folder = folder_of(name)
     _refuse_existing(folder)
     _keep_out_of_commits(folder, commit)
     about = {
@@ -193,7 +197,7 @@ def split(
         "extended": [],
     }
     rows, twice = _once_each(samples, known=())
-    placement = place(rows, shares=shares, seed=seed, groups=groups)
+    placement = place(rows, held=_held(beside), shares=shares, seed=seed, groups=groups)
     if (independent := sum(placement.groups.values())) < 3:
         raise UsageError(
             f"{len(rows)} samples in {independent} independent groups cannot be split in three.",
@@ -205,11 +209,27 @@ def split(
     return load(folder)
 
 
-def extend(dataset: Dataset | str | Path, samples: Iterable[Sample]) -> Dataset:
+def _held(datasets: Iterable[Dataset | str | Path]) -> dict[Side, list[Sample]]:
+    """What other datasets have put on each side, each sample once."""
+    held: dict[Side, list[Sample]] = {side: [] for side in SIDES}
+    seen: set[str] = set()
+    for each in datasets:
+        folder = each.folder if isinstance(each, Dataset) else find(each)
+        card = read_card(folder)
+        for side in SIDES:
+            fresh = [sample for sample in rows_of(folder, card, side) if sample.id not in seen]
+            seen |= {sample.id for sample in fresh}
+            held[side] += fresh
+    return held
+
+
+def extend(
+    dataset: Dataset | str | Path, samples: Iterable[Sample], *, origin: Mapping[str, Any] | None = None
+) -> Dataset:
     """Add samples to a dataset. What is in it stays on its side; a sample whose id is in it already is left as it is.
 
     The test file is read, to find what the new samples belong to, and added to; nothing of it is given out, so this is
-    no opening.
+    no opening. `origin` of what is added is kept in the card.
     """
     folder = dataset.folder if isinstance(dataset, Dataset) else find(dataset)
     given = list(samples)
@@ -223,6 +243,7 @@ def extend(dataset: Dataset | str | Path, samples: Iterable[Sample]) -> Dataset:
         known = _aside_of(folder)
         if added or not known.keys() >= {*twice, *(sample.id for sample in rows)}:
             event = {"time": _now(), "given": len(given), "added": added, "set_aside": len(rows) - added}
+            event |= _plain(origin or {})
             about = {**card, "extended": [*card["extended"], event]}
             _write(folder, about, held, rows, placement, twice)
     return load(folder)
@@ -261,7 +282,8 @@ def _is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or os.sep in name or (os.altsep is not None and os.altsep in name)
 
 
-def _folder_for(name: str | Path) -> Path:
+def folder_of(name: str | Path) -> Path:
+    """Where the dataset of that name, or path, is or would be."""
     if _is_path(name):
         return Path(name).absolute()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(name)):

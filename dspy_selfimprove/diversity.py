@@ -102,6 +102,9 @@ class Draw:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"Draw({len(self)} of {len(self.clusters)})"
+
     @property
     def weights(self) -> Floats:
         """How many texts of the pool each one stands for: one over its chance."""
@@ -115,15 +118,14 @@ class Draw:
         return estimate_population(values, self.weights, strata=self.strata.tolist(), bounds=bounds, level=level)
 
     def pick(self, pool: Sequence[Item]) -> tuple[Item, ...]:
-        """What was drawn, out of the pool. A Sample comes with its cluster, and its weight, which is 1 on average."""
+        """What was drawn, out of the pool. A Sample comes with its cluster, and as weight how many it stands for."""
         if len(pool) != len(self.clusters):
             raise UsageError(
                 f"{len(pool)} items are not the {len(self.clusters)} that were drawn from.",
                 remedy="Give the pool as it was.",
             )
-        scale = len(self) / self.weights.sum() if len(self) else 1.0
         return tuple(
-            _marked(pool[index], float(weight * scale), int(self.clusters[index]))
+            _marked(pool[index], float(weight), int(self.clusters[index]))
             for index, weight in zip(self.indices, self.weights, strict=True)
         )
 

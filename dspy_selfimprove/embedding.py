@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_selfimprove.errors import SetupError, UsageError
+from dspy_selfimprove.message import encodable
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -133,7 +134,10 @@ class ModelEmbedder:
         vectors: Vectors | None = None
         for start, batch in _batches(texts):
             rows = np.asarray(
-                self._encoder.encode(list(batch), convert_to_numpy=True, show_progress_bar=False), np.float32
+                self._encoder.encode(
+                    [encodable(text) for text in batch], convert_to_numpy=True, show_progress_bar=False
+                ),
+                np.float32,
             )
             if vectors is None:
                 vectors = _room(len(texts), rows.shape[1] + 1)

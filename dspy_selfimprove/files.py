@@ -33,10 +33,14 @@ def nearest_home(start: Path | None = None) -> Path:
 
 def home(start: Path | None = None) -> Path:
     """The project's `.selfimprove/` (see `nearest_home`), made here with a .gitignore that keeps it out of commits."""
-    folder = nearest_home(start)
+    return private(nearest_home(start))
+
+
+def private(folder: Path) -> Path:
+    """`folder`, made if need be, for prompts and customers' words: its owner's only, and out of every commit."""
     writable(folder)
     if folder.stat().st_mode & 0o077 and folder.stat().st_uid == os.getuid():
-        folder.chmod(0o700)  # prompts and customers' words are in here
+        folder.chmod(0o700)
     ignore = folder / ".gitignore"
     if not ignore.exists():
         write_text(ignore, "*\n")
@@ -79,9 +83,9 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
-        with _telling(path), part.open("rb") as written:
+        with telling(path), part.open("rb") as written:
             os.fsync(written.fileno())
-        with _telling(path):
+        with telling(path):
             part.replace(path)
     except OSError as error:
         if error.errno not in _DISK:
@@ -93,7 +97,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def telling(path: Path) -> Iterator[None]:
+    """A disk that fails in the block is one sentence about `path`."""
     try:
         yield
     except OSError as error:

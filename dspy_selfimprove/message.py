@@ -93,7 +93,10 @@ def text_of(message: Mapping[str, Any]) -> str:
         return ""
     if isinstance(content, str):
         return content
-    return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+    if not isinstance(content, list | tuple):
+        return str(content)
+    parts = (part for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+    return "\n".join(str(part.get("text") or "") for part in parts)
 
 
 def encodable(text: str) -> str:

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dspy_selfimprove import files
-from dspy_selfimprove.checkpoint import Checkpoint, Origin, Samples
+from dspy_selfimprove.checkpoint import Checkpoint, Origin
 from dspy_selfimprove.composition import compose
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.message import digest
 from dspy_selfimprove.progress import step
 from dspy_selfimprove.sample import EvalSpec, Sample
+from dspy_selfimprove.standing import slug
 from dspy_selfimprove.summary import Summary, summarise
 from dspy_selfimprove.window import Window
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from dspy_selfimprove.telemetry.pages import Source
 
 COMPOSER: Final = 1  # raised when the same spans would give another checkpoint
+AS_IT_WAS: Final = (
+    "It was there, and stays as it was drawn, verdicts included: `extend` adds what is new, another name draws anew."
+)
 SIZE: Final = 300  # samples in a dataset, unless told otherwise
 
 
@@ -65,6 +69,8 @@ class Runner:
         folder: str | Path | None = None,
         show: bool = True,
     ) -> None:
+        if until is not None and since is None:
+            raise UsageError("`until` needs a `since`.", remedy="Say where the window begins.")
         if source is None and (not project or since is None):
             raise UsageError(
                 "The runner needs a project and a date.", remedy="Write Runner('support', since='7d'), or pass source=."
@@ -79,13 +85,18 @@ class Runner:
         self._checkpoint: Checkpoint | None = None
         self._draw: Draw | None = None
         self._dataset: Dataset | None = None
+        self._notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where this project's production is kept; made on first use."""
         if self._folder is not None:
             return files.writable(Path(self._folder).absolute())
-        return files.writable(files.home() / "production" / _slug(self.project))
+        return files.writable(files.home() / "production" / slug(self.project))
+
+    def _kept(self, name: str) -> Path:
+        """A folder for production data in ours, out of every commit."""
+        return files.private(self.folder / name)
 
     def spans(self, *, renew: bool = False) -> pd.DataFrame:
         """One line for each span of the window, without its texts: to look at and to count."""
@@ -100,12 +111,18 @@ class Runner:
         return self._evaluators
 
     def checkpoint(self, *, scales: Mapping[str, tuple[float, float]] | None = None, renew: bool = False) -> Checkpoint:
-        """What this window knows, on disk. `scales` names the lowest and highest verdict of untracked metrics."""
-        if self._checkpoint is not None and not renew and not scales:
+        """What this window knows, on disk. `scales` names the lowest and highest verdict of untracked metrics.
+
+        Scales once named hold until others are.
+        """
+        if self._checkpoint is not None and not renew and scales is None:
             return self._checkpoint
-        source, evaluators = self._read(renew), self.evaluators()
-        origin, into = self._origin(source, evaluators, scales or {}), self.folder / self._written
-        if origin.key is not None and Checkpoint.key(into) == origin.key:
+        source, evaluators, into = self._read(renew), self.evaluators(), self._kept(self._written)
+        before = Checkpoint.origin_in(into)
+        if scales is None:
+            scales = before.scales if before else {}
+        origin = self._origin(source, evaluators, scales)
+        if before is not None and before.key == origin.key is not None:
             self._checkpoint = Checkpoint.load(into)
             return self._checkpoint
         with step("Composing samples", shown=self._show) as done:
@@ -125,18 +142,24 @@ class Runner:
     ) -> Dataset:
         """A diverse sample of one prompt version, split in train, validation and a sealed test.
 
-        A dataset of that name that exists is loaded as it is; `extend=True` adds a sample of what production did since.
+        A dataset that exists is loaded as it stands, whatever `size` and `seed` say; `extend=True` adds a sample of
+        what production did since. What an earlier version's dataset put on one side stays on that side.
         """
-        from dspy_selfimprove import dataset
+        from dspy_selfimprove import dataset, standing
 
         checkpoint = self.checkpoint()
         seen = checkpoint.prompt(prompt_version)
-        name = name or f"{_slug(self.project)}-{seen.version[:6]}"
-        pool = checkpoint.of(seen.version)
-        if (standing := _standing(name)) is not None:
-            self._dataset = standing
-            return self._extended(standing, pool, size, seed) if extend else standing
+        name = name or f"{slug(self.project)}-{seen.version[:6]}"
+        pool = list(checkpoint.of(seen.version))
+        found = standing.standing(name, project=self.project, prompt=seen.version)
+        if found is not None:
+            self._dataset = self._extended(found, pool, size, seed) if extend else found
+            if not extend:
+                self._notes = (AS_IT_WAS,)
+            return self._dataset
         drawn, samples = self._drawn(pool, size, seed)
+        groups, mute = standing.telling_groups(samples)
+        self._notes = tuple(f"Nearly all samples share one {each}: it does not group them." for each in mute)
         about = {
             "project": self.project,
             "window": str(self.window or "all there was"),
@@ -147,14 +170,19 @@ class Runner:
             "drawn": list(drawn.notes),
         }
         with step("Splitting into train, validation and test", shown=self._show) as done:
-            self._dataset = dataset.split(samples, name, seed=seed, origin=about)
+            beside = list(standing.relatives(self.project))
+            self._dataset = dataset.split(samples, name, seed=seed, groups=groups, origin=about, beside=beside)
             done(len(samples))
         return self._dataset
 
     def examples(self, program: dspy.Module) -> Examples:
         """What the traces show of a DSPy program: its calls, and each of its predictors', as Examples."""
+        import dspy
+
         from dspy_selfimprove.program import examples_of
 
+        if not isinstance(program, dspy.Module):
+            raise UsageError("That is not a DSPy program.", remedy="Pass an instance of a dspy.Module, not its class.")
         return examples_of(self._read(False).steps(), program)
 
     def run(self, size: int = SIZE, *, prompt_version: str | None = None, name: str | None = None) -> Summary:
@@ -169,7 +197,7 @@ class Runner:
 
     def summary(self) -> Summary:
         """How far this runner is, and what it found."""
-        return summarise(self._source, self._checkpoint, self._draw, self._dataset)
+        return summarise(self._source, self._checkpoint, self._draw, self._dataset, self._notes)
 
     def __repr__(self) -> str:
         return f"Runner({self.project!r}, since={self._since!r})"
@@ -177,21 +205,21 @@ class Runner:
     def _read(self, renew: bool) -> Source:
         if self._source is not None and not renew:
             return self._source
-        self._checkpoint = None
+        self._checkpoint = self._evaluators = None
         if self._given is not None:
             with step("Reading spans", shown=self._show) as done:
                 self._source = _opened(self._given, self.window)
-                done(len(self._source.frame()))
+                done(len(self._source))
             return self._source
         from dspy_selfimprove.telemetry.spans import pull
 
         assert self.window is not None
         with step("Reading spans from Phoenix", shown=self._show) as done:
-            found = pull(self.project, self.window.since, self.window.until, into=self.folder / "spans", progress=done)
+            found = pull(self.project, self.window.since, self.window.until, into=self._kept("spans"), progress=done)
             done(len(found))
         if not len(found):
             raise UsageError(
-                f"The project {self.project!r} has no span from {self.window}.", remedy="Choose an earlier `since`."
+                f"The project {self.project!r} has no span from {self.window}.", remedy="Choose another window."
             )
         self._source = found
         return found
@@ -211,41 +239,33 @@ class Runner:
             key=key,
         )
 
-    def _drawn(self, pool: Samples, size: int, seed: int) -> tuple[Draw, tuple[Sample, ...]]:
+    def _drawn(self, pool: list[Sample], size: int, seed: int) -> tuple[Draw, tuple[Sample, ...]]:
         from dspy_selfimprove.diversity import draw
 
         with step("Drawing a diverse sample", shown=self._show) as done:
-            items = list(pool)
-            self._draw = draw(items, size, seed=seed)
-            taken = self._draw.pick(items)
+            self._draw = draw(pool, size, seed=seed)
+            taken = self._draw.pick(pool)
             done(len(taken))
         return self._draw, taken
 
-    def _extended(self, standing: Dataset, pool: Samples, size: int, seed: int) -> Dataset:
-        """The dataset with a sample of what is newer than all that the first one was drawn from."""
+    def _extended(self, found: Dataset, pool: list[Sample], size: int, seed: int) -> Dataset:
+        """The dataset with a sample of what is newer than all that it was drawn from so far."""
         from dspy_selfimprove import dataset
+        from dspy_selfimprove.standing import seen_until
 
-        before = standing.card["origin"].get("until")
+        before = seen_until(found.card)
         newer = [sample for sample in pool if sample.time and (before is None or sample.time.isoformat() > before)]
         if not newer:
-            return standing
-        from dspy_selfimprove.diversity import draw
-
+            self._notes = ("Nothing is newer than what it was drawn from.",)
+            return found
+        _, taken = self._drawn(newer, size, seed)
         with step("Adding what is new", shown=self._show) as done:
-            self._draw = draw(newer, size, seed=seed)
-            self._dataset = dataset.extend(standing, self._draw.pick(newer))
-            done(len(self._draw))
-        return self._dataset
+            extended = dataset.extend(found, taken, origin={"until": _latest(newer), "pool": len(newer)})
+            done(sum(extended.sizes.values()) - sum(found.sizes.values()))
+        return extended
 
 
-def _standing(name: str) -> Dataset | None:
-    from dspy_selfimprove import dataset
-
-    folder = files.nearest_home() / "datasets" / name
-    return dataset.load(folder) if (folder / dataset.CARD).is_file() else None
-
-
-def _latest(pool: Samples) -> str | None:
+def _latest(pool: list[Sample]) -> str | None:
     return max((sample.time.isoformat() for sample in pool if sample.time), default=None)
 
 
@@ -253,6 +273,12 @@ def _opened(source: Any, window: Window | None) -> Source:
     """A file or a frame as a source; what is one already stays."""
     if hasattr(source, "exchanges"):
         return cast("Source", source)
+    import pandas as pd
+
+    if not isinstance(source, str | Path | pd.DataFrame):
+        raise UsageError(
+            f"A {type(source).__name__} is no source of spans.", remedy="Pass a file, a folder, or a pandas DataFrame."
+        )
     from dspy_selfimprove.telemetry import exports
 
     return exports.read(source, window.since if window else None, window.until if window else None)
@@ -260,10 +286,6 @@ def _opened(source: Any, window: Window | None) -> Source:
 
 def _name_of(source: Any) -> str:
     return Path(source).stem if isinstance(source, str | Path) else "export"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "project"
 
 
 def _folder_name(since: object, until: object) -> str:

@@ -82,6 +82,8 @@ def scale_of(
     if not numbers:
         return Scale(0.0, 1.0, direction, labels, "nothing")
     low, high = min(numbers), max(numbers)
+    if not math.isfinite(high - low):
+        return Scale(0.0, 1.0, direction, labels, "nothing")
     if low >= 0.0 and high <= 1.0:
         return Scale(0.0, 1.0, direction, labels, "unit")
     if low == high:  # nothing shows how far it goes

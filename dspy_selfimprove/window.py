@@ -38,7 +38,10 @@ class Window:
                 continue
             if moment.tzinfo is None:
                 raise UsageError(f"`{name}` does not say its time zone.", remedy=_HOW)
-            object.__setattr__(self, name, moment.astimezone(UTC))
+            try:
+                object.__setattr__(self, name, moment.astimezone(UTC))
+            except OverflowError:
+                raise UsageError(f"`{name}` lies outside the calendar.", remedy=_HOW) from None
         if self.until is not None and self.until <= self.since:
             raise UsageError("The window ends before it begins.", remedy="Put `since` before `until`.")
 
@@ -63,9 +66,9 @@ class Window:
 def _moment(written: str | date | timedelta, name: str, now: datetime) -> datetime:
     if isinstance(written, datetime):
         return written
-    if isinstance(written, date):
-        return datetime.combine(written, time()).astimezone()
     try:
+        if isinstance(written, date):
+            return datetime.combine(written, time()).astimezone()
         if isinstance(written, timedelta):
             return now - written
         if ago := _AGO.fullmatch(written.strip()):

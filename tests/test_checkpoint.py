@@ -21,7 +21,7 @@ from dspy_selfimprove.wire import Tokens
 NOON = datetime(2026, 11, 1, 12, 30, 15, 123456, tzinfo=UTC)
 OLD, NEW, RARE = (ChatPrompt(system=f"{word} {{{{name}}}}.", model="m") for word in ("Greet", "Welcome", "Try"))
 PROMPTS = (
-    SeenPrompt(OLD, 60, 50, first=NOON.replace(day=1), last=NOON.replace(day=20), declared="v1"),
+    SeenPrompt(OLD, 60, 50, first=NOON.replace(day=1), last=NOON.replace(day=12), declared="v1"),
     SeenPrompt(NEW, 40, 40, first=NOON.replace(day=10), last=NOON.replace(day=20)),
     SeenPrompt(RARE, 2, 2, first=NOON.replace(day=19), last=NOON.replace(day=19)),
 )
@@ -79,7 +79,8 @@ def test_what_was_written_comes_back(tmp_path):
     assert [spec.name for spec in found.evaluators] == ["tone"]
     assert found.origin == Origin("phoenix", "support", since=NOON, made=NOON, spans=9, key="k1")
     assert (dict(found.set_aside), found.notes) == ({"the call failed": 4}, ("Said.",))
-    assert Checkpoint.key(tmp_path) == "k1"
+    assert Checkpoint.origin_in(tmp_path) == found.origin
+    assert list(found.samples.take([])) == []
     with pytest.raises(IndexError):
         _ = found.samples[3]
 
@@ -113,6 +114,8 @@ def test_versions_are_kept_apart_and_the_newest_one_in_real_use_is_the_default(t
     assert [each.id for each in found.of()] == ["s2"]
     assert [each.id for each in found.of("v1")] == ["s1", "s3"]
     assert [each.id for each in found.of(OLD.version[:8])] == ["s1", "s3"]
+    with pytest.raises(UsageError, match="No prompt version"):
+        found.of(OLD.version[:1])  # too short to name one
     with pytest.raises(UsageError, match="No prompt version 'v9'") as refused:
         found.of("v9")
     assert NEW.version in refused.value.remedy
@@ -130,7 +133,8 @@ def test_a_second_one_replaces_the_first_and_leaves_nothing_behind(tmp_path):
     write(tmp_path, [sample(1)])
     found = write(tmp_path, [sample(2)])
     assert [each.id for each in found.samples] == ["s2"]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("samples-*"))) == 1
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_one_that_fails_half_way_leaves_the_first(tmp_path):
@@ -176,7 +180,14 @@ def test_a_damaged_one_is_one_sentence_with_a_remedy(tmp_path, what, sentence):
 def test_none_at_all_says_how_to_make_one(tmp_path):
     with pytest.raises(DataError, match=r"does not exist\. Run `collect`"):
         Checkpoint.load(tmp_path / "nowhere")
-    assert Checkpoint.key(tmp_path / "nowhere") is None
+    assert Checkpoint.origin_in(tmp_path / "nowhere") is None
+
+
+def test_a_second_writer_is_refused_and_the_folder_keeps_itself_out_of_commits(tmp_path):
+    with writing(tmp_path), pytest.raises(DataError, match="Another process is writing"), writing(tmp_path):
+        pass
+    assert (tmp_path / ".gitignore").read_text() == "*\n"
+    assert tmp_path.stat().st_mode & 0o077 == 0
 
 
 def test_loading_needs_neither_phoenix_nor_dspy(tmp_path):

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dspy_selfimprove.checkpoint import Origin
-from dspy_selfimprove.composition import IN_PARTS, compose
-from dspy_selfimprove.errors import UsageError
+from dspy_selfimprove.composition import IN_PARTS, NO_JSON, compose
+from dspy_selfimprove.errors import DataError, UsageError
 from dspy_selfimprove.exchange import Aside, Exchange, Reading
 from dspy_selfimprove.message import canonical, thaw
 from dspy_selfimprove.sample import EvalSpec
@@ -243,3 +243,66 @@ def test_nothing_to_make_a_sample_of_is_one_sentence_that_counts_the_reasons(tmp
 def test_it_is_the_same_checkpoint_every_time(tmp_path):
     calls = [exchange(number, system(SYSTEM if number % 2 else LATER, number)) for number in range(50)]
     assert composed(calls, tmp_path / "a").version == composed(calls, tmp_path / "b").version
+
+
+def test_a_prompt_holds_nothing_that_is_somebodys(tmp_path):
+    secret = {
+        "model": "m",
+        "api_key": "sk-secret",
+        "base_url": "https://key@host",
+        "headers": {"authorization": "Bearer x"},
+        "extra_body": {"end_user": "ana@example.com"},
+        "prediction": {"type": "content", "content": "Dear Ana Silva"},
+        "seed": 7,
+    }
+    found = composed([exchange(number, system(SYSTEM, number), parameters=secret) for number in range(20)], tmp_path)
+    assert found.prompts[0].prompt.parameters == {"model": "m"}
+    about = (tmp_path / "checkpoint.json").read_text()
+    for word in ("sk-secret", "key@host", "Bearer", "ana@example.com", "Dear Ana"):
+        assert word not in about
+
+
+def test_one_customers_repeated_words_are_no_instructions(tmp_path):
+    text = "My name is Ana Silva of 12 Rua Nova in Porto and parcel {} has not come although you promised it."
+    calls = [
+        Exchange(
+            id=f"s{number}",
+            request={"model": "m", "messages": [{"role": "user", "content": text.format(number % 7)}]},
+            output={"role": "assistant", "content": "Sorry."},
+            user_id="u1",
+        )
+        for number in range(14)
+    ]
+    found = composed(calls, tmp_path)
+    assert all(seen.prompt.system is None for seen in found.prompts)
+
+
+def test_more_traffic_makes_no_more_versions(tmp_path):
+    calls = [
+        exchange(number, system(SYSTEM, number), parameters={"model": "m", "max_tokens": 100 + number % 30})
+        for number in range(620)
+    ]
+    assert len(composed(calls, tmp_path).prompts) == 1
+
+
+def test_what_is_no_json_is_set_aside_and_the_rest_stands(tmp_path):
+    odd = exchange(0, system(SYSTEM, 0), parameters={"model": "m", "temperature": float("nan")})
+    found = composed([odd, *(exchange(number, system(SYSTEM, number)) for number in range(1, 20))], tmp_path)
+    assert len(found.samples) == 19
+    assert dict(found.set_aside) == {NO_JSON: 1}
+
+
+def test_a_source_that_changes_while_it_is_read_is_said(tmp_path):
+    class Changing(Recorded):
+        def exchanges(self):
+            yield from self.all
+            self.all = self.all[:-5]
+
+    calls = Changing(exchange(number, system(SYSTEM, number)) for number in range(20))
+    with pytest.raises(DataError, match="changed while it was read"):
+        compose(calls, tmp_path, origin=Origin("test"))
+
+
+def test_of_two_prompts_side_by_side_the_most_used_is_taken(tmp_path):
+    calls = [exchange(number, system(SYSTEM if number % 3 else LATER, number)) for number in range(60)]
+    assert composed(calls, tmp_path).newest.count == 40

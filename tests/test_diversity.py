@@ -245,7 +245,7 @@ def test_samples_bring_text_and_scores_and_go_out_with_weight_and_cluster() -> N
     drawn = draw(samples, 15)
     picked = drawn.pick(samples)
     assert [each.id for each in picked] == [f"T{i}" for i in drawn.indices]
-    assert np.mean([each.weight for each in picked]) == pytest.approx(1.0)
+    assert [each.weight for each in picked] == drawn.weights.tolist()
     assert [each.cluster for each in picked] == drawn.clusters[drawn.indices].tolist()
     assert drawn.worth is not None
     assert samples[0].weight == 1.0

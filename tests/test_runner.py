@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from dspy_selfimprove import Runner
+from dspy_selfimprove import Runner, open_test
 from dspy_selfimprove.cli import main
 from dspy_selfimprove.errors import PhoenixUnreachable, UsageError
 
@@ -71,7 +71,7 @@ def test_one_call_does_it_all_and_a_second_runner_does_nothing_twice(project):
         "120 read: 120 LLM",
         "samples   120",
         "slot_1, plan, date",
-        "clusters  80",
+        "clusters  48",
         "40 train, 16 validation, 24 test",
     ):
         assert word in said
@@ -111,7 +111,8 @@ def test_of_several_versions_the_newest_is_taken_and_each_can_be_named(project):
     rows = [row(number, system=versions[number // 40]) for number in range(120)]
     runner = Runner("support", source=pd.DataFrame(rows), show=False)
     assert any("3 versions" in note for note in runner.checkpoint().notes)
-    assert "the newest, used unless you name another" in str(runner.summary())
+    assert "used unless you name another" in str(runner.summary())
+    assert "Be brief with {{slot_1}} today." in str(runner.summary())
     assert runner.dataset(30).card["origin"]["prompt"] == runner.checkpoint().newest.version
     assert "Be brief with" in (runner.checkpoint().newest.prompt.system or "")
     old = runner.checkpoint().prompt(runner.checkpoint().prompts[0].version)
@@ -122,15 +123,73 @@ def test_of_several_versions_the_newest_is_taken_and_each_can_be_named(project):
 
 def test_new_data_are_added_without_moving_the_old(project):
     Runner("support", source=written(project, map(row, range(100))), show=False).dataset(60, name="d")
-    sides = {}
-    for runner in (Runner("support", source=written(project, map(row, range(160))), show=False),):
-        standing = runner.dataset(60, name="d")
-        sides = {sample.id: "train" for sample in standing.train}
-        grown = runner.dataset(30, name="d", extend=True)
+    runner = Runner("support", source=written(project, map(row, range(160))), show=False)
+    standing = runner.dataset(60, name="d")
+    assert "stays as it was drawn" in str(runner.summary())
+    grown = runner.dataset(30, name="d", extend=True)
     assert sum(grown.sizes.values()) > 60
-    assert set(sides) <= {sample.id for sample in grown.train}
+    assert {sample.id for sample in standing.train} <= {sample.id for sample in grown.train}
     new = {sample.id for sample in (*grown.train, *grown.validation)} - {f"{number:016x}" for number in range(100)}
     assert new
+    # What was drawn beside the first sixty is never drawn from again, so each stretch of time counts once.
+    weights = sum(sample.weight for sample in every(grown))
+    assert weights == pytest.approx(160, rel=0.25)
+    again = Runner("support", source=written(project, map(row, range(160))), show=False)
+    assert again.dataset(30, name="d", extend=True).sizes == grown.sizes
+
+
+def every(dataset):
+    return [*dataset.train, *dataset.validation, *open_test(dataset, purpose="the test of a test").samples]
+
+
+def test_a_new_version_of_the_prompt_keeps_each_example_on_its_side(project):
+    """The plan is always the same at first; once it varies there is a slot more, hence another version."""
+    system = "You answer for Northwind Home.\nCustomer: {name}\nPlan: %s\nBe friendly."
+    before = [row(number, system=system % "Plus") for number in range(60)]
+    after = [row(number, system=system % ("Plus", "Basic", "Gold")[number % 3]) for number in range(60, 120)]
+    first = Runner("support", source=written(project, before), show=False).dataset(60)
+    second = Runner("support", source=written(project, [*before, *after]), show=False).dataset(120)
+    assert first.name != second.name
+    sides = [
+        {sample.id: side for side in ("train", "validation") for sample in getattr(dataset, side)}
+        | {sample.id: "test" for sample in open_test(dataset, purpose="the test of a test").samples}
+        for dataset in (first, second)
+    ]
+    common = sides[0].keys() & sides[1].keys()
+    assert len(common) > 40
+    assert all(sides[0][each] == sides[1][each] for each in common)
+
+
+def test_a_name_is_one_projects_and_one_prompts(project):
+    source = written(project, map(row, range(60)))
+    Runner("support", source=source, show=False).dataset(20, name="d")
+    with pytest.raises(UsageError, match="made of another project"):
+        Runner("sales", source=source, show=False).dataset(20, name="d")
+    other = written(project, [row(number, system="Help {name}.") for number in range(60)])
+    with pytest.raises(UsageError, match="made of another prompt"):
+        Runner("support", source=other, show=False).dataset(20, name="d")
+    assert Runner("客服", source=source).folder != Runner("支持", source=source).folder
+    assert Runner("Support Desk", source=source).folder != Runner("support-desk", source=source).folder
+
+
+def test_production_data_keep_themselves_out_of_commits_wherever_they_are_put(project):
+    Runner("support", source=TRACES, folder=project / "data", show=False).checkpoint()
+    assert (project / "data" / "all" / ".gitignore").read_text() == "*\n"
+
+
+def test_an_id_that_everybody_shares_groups_nobody(project):
+    rows = [row(number, **{"attributes.user.id": "anonymous"}) for number in range(60)]
+    runner = Runner("support", source=written(project, rows), show=False)
+    assert min(runner.dataset(40).sizes.values()) >= 8
+    assert "share one user_id" in str(runner.summary())
+
+
+def test_scales_once_named_hold(project):
+    rows = [row(number, **{"annotation.stars.score": 1 + number % 4}) for number in range(40)]
+    source = written(project, rows)
+    Runner("support", source=source, show=False).checkpoint(scales={"stars": (1, 5)})
+    again = Runner("support", source=source, show=False).checkpoint()
+    assert max(sample.human["stars"].value for sample in again.samples) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -152,6 +211,10 @@ def test_what_cannot_become_a_dataset_is_one_sentence_with_the_remedy(project, r
 
 
 def test_mistakes_are_refused_before_anything_is_read(project):
+    with pytest.raises(UsageError, match="`until` needs a `since`"):
+        Runner("support", until="1d", source=TRACES)
+    with pytest.raises(UsageError, match="is no source of spans"):
+        Runner("support", source=[{"span_id": "a"}], show=False).spans()
     for arguments in ({}, {"project": "support"}, {"since": "7d"}):
         with pytest.raises(UsageError, match="needs a project and a date"):
             Runner(**arguments)
@@ -217,7 +280,7 @@ def test_the_command_line_tells_what_it_found_and_where_it_is(project, capsys):
     said = capsys.readouterr()
     assert "tickets: 30 train, 12 validation, 18 test (sealed)" in said.out
     assert "Drawing a diverse sample: 60" in said.err
-    plot = project / ".selfimprove" / "production" / "support-traces" / "all" / "clusters.svg"
+    (plot,) = (project / ".selfimprove" / "production").glob("support-traces-*/all/clusters.svg")
     assert plot.read_text().startswith("<svg")
 
 

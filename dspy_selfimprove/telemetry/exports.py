@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, get_args
 
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.exchange import Reading
+from dspy_selfimprove.message import encodable
 from dspy_selfimprove.sample import EvalKind
 from dspy_selfimprove.telemetry.nesting import keys
 from dspy_selfimprove.telemetry.pages import Pages, utc, write_page
@@ -59,6 +60,11 @@ class Export(Pages):
         self._temporary = tempfile.TemporaryDirectory(prefix="dspy-selfimprove-")
         super().__init__(Path(self._temporary.name), since and utc("since", since), until and utc("until", until))
         self.torn = self.repeated = 0
+
+    def left_out(self) -> Mapping[str, int]:
+        """How many spans of models are no production of their own, and what of the file was not taken, by reason."""
+        told = {"the last line was cut off": self.torn, "the span came again": self.repeated}
+        return {**super().left_out(), **{reason: count for reason, count in told.items() if count}}
 
 
 def read(source: str | Path | pd.DataFrame, since: datetime | None = None, until: datetime | None = None) -> Export:
@@ -159,7 +165,7 @@ def _parquet_records(path: Path) -> Found:
 
 def _line_records(path: Path, export: Export) -> Found:
     pending: tuple[int, str] | None = None  # a line is broken only if another one follows it
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for line_number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -188,7 +194,7 @@ def _refuse_line(path: Path, line_number: int) -> NoReturn:
 
 def _document_records(path: Path) -> Found:
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        found = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
     except (ValueError, RecursionError) as error:
         line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise UsageError(f"{path.name} is no JSON{line}.", remedy="Export it again.") from None
@@ -232,7 +238,7 @@ def _verdict(span_id: str, by: str, name: str, fields: Mapping[str, Any]) -> Rea
     told = str(fields.get("annotator_kind") or fields.get("kind") or usual).upper()
     return Reading(
         span_id=span_id,
-        name=name,
+        name=encodable(name),
         kind=told if told in get_args(EvalKind) else usual,  # type: ignore[arg-type]
         score=score,
         label=label,

@@ -84,6 +84,10 @@ class Source(Protocol):
         """How many spans of models are no production of their own, by reason (`nesting.LeftOut`)."""
         ...
 
+    def __len__(self) -> int:
+        """How many spans there are, of whatever kind."""
+        ...
+
     @property
     def version(self) -> str | None:
         """A hash of which spans there are and how they were judged; None if that is not known."""

@@ -166,12 +166,14 @@ def number(value: Any, *, whole: bool) -> int | float | None:
         return None
     if not math.isfinite(found):
         return None
-    return int(found) if whole else found
+    if whole:
+        return int(found) if abs(found) < 2**63 else None
+    return found
 
 
 def moment(value: Any) -> datetime | None:
     """A time from a datetime, ISO text, or a count of (nano)seconds since 1970; without a zone it is taken as UTC."""
-    if isinstance(value, str) and re.fullmatch(r"\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"\d{1,30}", value):
         value = int(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         # What people mean shows in the size: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973.
@@ -191,7 +193,10 @@ def moment(value: Any) -> datetime | None:
     if hasattr(value, "to_pydatetime"):
         value = value.to_pydatetime(warn=False)
     assert isinstance(value, datetime)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        return None
 
 
 def _status(written: str | None) -> str:
