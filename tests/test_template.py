@@ -358,3 +358,12 @@ def test_misuse_is_refused_with_a_remedy() -> None:
         infer("one text")
     with pytest.raises(UsageError, match="Pass None"):
         infer(["a"], hints=[])
+
+
+def test_a_few_odd_texts_do_not_keep_the_others_from_being_understood():
+    values = ("\x1b[31mred\x1b[0m", "[bold red]markup[/bold red]", "<script>x</script>", "a\x00b", "big", "{{name}}")
+    texts = [f"Answer for {value} now. Customer {number} please." for value in values for number in range(3)]
+    result = infer([*texts, *(value * 3 for value in values)])
+    assert result.templates[0].text == "Answer for {{slot_1}} now. Customer {{slot_2}} please."
+    assert result.found[0].texts == 18
+    assert result.refused == {NOTHING_IN_COMMON: 6}

@@ -24,6 +24,8 @@ Readings: TypeAlias = dict[str, tuple[Template, dict[str, str]] | str]
 
 # The first sample, and what each further round adds to it of the texts that nothing explained.
 _SAMPLE, _MORE, _ROUNDS = 150, 60, 6
+# Letters among which the first words are looked for.
+_OPENING = 80
 # Different renderings from which on a slot that was not seen is unlikely; and calls, for a prompt without slots.
 _PROVEN, _PROVEN_CALLS = 10, 100
 
@@ -112,6 +114,8 @@ def infer(texts: Sequence[str], *, hints: Sequence[Hint | None] | None = None) -
             _read_all(pool, sorted(known, key=_specific), readings)
             pool = [text for text in pool if not isinstance(readings.get(text), tuple)]
         _mine(pool, counts, said, readings)
+        for left in _by_opening([text for text in pool if not isinstance(readings.get(text), tuple)]):
+            _mine(left, counts, said, readings)
     return _gathered(texts, counts, said, readings, hinted)
 
 
@@ -146,6 +150,14 @@ def _pools(left: Sequence[str], said: Mapping[str, Hint]) -> list[tuple[str | No
         version = said[text].version if text in said else None
         pools[version if version in pools else None].append(text)
     return list(pools.items())
+
+
+def _by_opening(texts: Sequence[str]) -> list[list[str]]:
+    """What nothing explained, by its first words: a few odd texts must not keep the others from being understood."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for text in texts:
+        groups.setdefault(tuple(tokenize(text[:_OPENING])[:3]), []).append(text)
+    return [group for group in groups.values() if RENDERINGS <= len(group) < len(texts)]
 
 
 def _mine(pool: Sequence[str], counts: Mapping[str, int], said: Mapping[str, Hint], readings: Readings) -> None:
