@@ -12,6 +12,8 @@ dataset before or after a change, never between. Loading reads train and validat
 Production data is kept out of commits (`commit=True` allows it) and readable by its owner only. Rows are in ASCII, so
 that half of an emoji comes back as it was.
 
+`push` makes a Phoenix dataset of what a search may see, and never of the test.
+
 Not covered: an adversary (test rows are plain text on disk; the seal is against accident and leakage); a second split
 of the same samples under another name, whose train side holds what the first one's test held; file systems whose locks
 or renames do not hold.
@@ -48,6 +50,8 @@ from dspy_selfimprove.sides import GROUPS, SHARES, SIDES, Placement, Side, check
 if TYPE_CHECKING:
     import dspy
     import pandas as pd
+
+    from dspy_selfimprove.telemetry.datasets import Pushed
 
 Card: TypeAlias = Mapping[str, Any]
 
@@ -137,6 +141,27 @@ class Dataset:
         sides = {"train": self.train, "validation": self.validation}
         frames = [frame_of(samples).assign(side=side) for side, samples in sides.items() if samples]
         return pd.concat(frames) if frames else pd.DataFrame()
+
+    def push(self, name: str | None = None, *, endpoint: str | None = None, api_key: str | None = None) -> Pushed:
+        """Make train and validation the content of a Phoenix dataset; the sealed test stays here.
+
+        Pushed again after it was extended, it is a new version of the same dataset, its examples keeping their ids.
+        """
+        from dspy_selfimprove.telemetry import datasets
+
+        rows = [
+            {
+                "id": sample.id,
+                "input": {"conversation": sample.chat_history, "variables": sample.variables},
+                "output": {"message": sample.output},
+                "metadata": {"weight": sample.weight, "cluster": sample.cluster, "prompt": sample.prompt},
+                "splits": side,
+            }
+            for side, samples in (("train", self.train), ("validation", self.validation))
+            for sample in samples
+        ]
+        about = f"{self.name}: train and validation; the test is sealed, and not here"
+        return datasets.push(name or self.name, rows, description=about, endpoint=endpoint, api_key=api_key)
 
     def summary(self) -> str:
         """What there is, in a few lines."""

@@ -863,3 +863,13 @@ def test_examples_have_their_inputs_set(dataset):
     assert all(one.inputs().keys() for one in found)
     assert found[0].inputs()["conversation"] == [dict(turn) for turn in dataset.validation[0].chat_history]
     assert len(open_test(dataset, purpose="x").to_examples()) == 18
+
+
+def test_train_and_validation_are_pushed_to_phoenix_and_the_test_is_not(project, phoenix):
+    from phoenix.client import Client
+
+    dataset = split([sample(letters(number), f"About {letters(number)}") for number in range(40)], "pushed")
+    pushed = dataset.push(f"pushed {dataset.card['made']}", endpoint=phoenix.url)
+    held = Client(base_url=phoenix.url).datasets.get_dataset(dataset=pushed.id)
+    assert {each["id"] for each in held.examples} == {sample.id for sample in (*dataset.train, *dataset.validation)}
+    assert dataset.push(f"pushed {dataset.card['made']}", endpoint=phoenix.url) == pushed

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,14 +90,13 @@ from dspy_selfimprove.telemetry.rows import (
     Row,
     as_json,
     as_text,
-    moment,
     number,
-    plain,
     run_of,
 )
 from dspy_selfimprove.telemetry.server import locate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from phoenix.client import Client
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -111,8 +111,9 @@ Advance: TypeAlias = Callable[[int, int], None]
 FORMAT: Final = 1
 LISTED: Final = 20_000  # spans in one answer of the listing
 FIRST_SLICE: Final = timedelta(hours=1)  # the next ones are as wide as suits what this one held
-FEWEST, MOST, FIRST = 10, 2_000, 500  # spans in one page
-PAGE_BYTES: Final = 4_000_000
+FEWEST, MOST, FIRST = 10, 5_000, 500  # spans in one page
+PAGE_BYTES: Final = 8_000_000
+SLACK: Final = 100  # spans that may have arrived in a page's time since it was listed
 JOINED: Final = 10  # names of annotations in one query; each is a join
 TOGETHER: Final = 8  # pages whose annotations are looked for at once
 TIMEOUT: Final = 120
@@ -250,6 +251,7 @@ _CONTENT: Final = {
     METADATA: "metadata",
     TAGS: "tag.tags",
 }
+_MAY_HAVE_CONTENT: Final = "span_kind == 'LLM' or span_kind == 'CHAIN'"
 _BRANCHES: Final = ("llm.token_count", "llm.cost", "llm.prompt_template", RUN_ATTRIBUTE)
 _MESSAGES: Final = {ASKED: "llm.input_messages", ANSWERED: "llm.output_messages", TOOLS: "llm.tools"}
 
@@ -273,6 +275,18 @@ class _Listed:
     def has_content(self) -> bool:
         """Whether it can give an exchange or a step, or says what a step was told."""
         return self.kind == "LLM" or (self.kind == "CHAIN" and bool(module_name(self.name) or is_call(self.name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Listed spans to fetch as one page, in the order of time. `around` counts all that are listed in their time."""
+
+    listed: list[_Listed]
+    around: int
+
+    @property
+    def time(self) -> tuple[datetime, datetime]:
+        return self.listed[0].start, self.listed[-1].start + _MOMENT
 
 
 class _Reader:
@@ -339,19 +353,20 @@ class _Reader:
             found |= self._select(("start_time",), where=where, start=start, end=end, limit=_ALL).keys()
         return found
 
-    def _chunks(self, since: datetime, until: datetime | None) -> Iterator[list[_Listed]]:
+    def _chunks(self, since: datetime, until: datetime | None) -> Iterator[_Chunk]:
         """What is listed and not held, in the order of time, a page's worth at a time."""
         for listed in self._slices(since, until):
             if not listed:
                 continue
             held = self._held(listed[0].start, listed[-1].start)
             missing = [each for each in listed if each.id not in held]
+            times = [each.start for each in listed]
             self._known += len(missing)
             at = 0
             while at < len(missing):
-                size = self._size
-                yield missing[at : at + size]
-                at += size
+                part = missing[at : at + self._size]
+                yield _Chunk(part, bisect_right(times, part[-1].start) - bisect_left(times, part[0].start))
+                at += len(part)
 
     def _held(self, first: datetime, last: datetime) -> set[str]:
         pages = pages_in(self._folder, first, last + _MOMENT)
@@ -384,11 +399,11 @@ class _Reader:
         listed = [_Listed.of(each, given) for each, given in found.items()]
         return sorted(listed, key=lambda each: (each.start, each.id))
 
-    def _fetch(self, chunk: list[_Listed]) -> list[Row]:
+    def _fetch(self, chunk: _Chunk) -> list[Row]:
         """The rows of listed spans; those that were deleted since are counted."""
         rows = self._rows(chunk)
-        if lacking := [each for each in chunk if each.id not in rows]:
-            rows |= self._rows(lacking)
+        if lacking := [each for each in chunk.listed if each.id not in rows]:
+            rows |= self._rows(_Chunk(lacking, _ALL))
             lacking = [each for each in lacking if each.id not in rows]
             if lacking and self._by_id(("start_time",), [each.id for each in lacking], None):
                 raise TelemetryError(
@@ -396,21 +411,29 @@ class _Reader:
                     remedy="Pull again; what was pulled stands. If it stays so, Phoenix's log may say why.",
                 )
             self.gone += len(lacking)
-        return [rows[each.id] for each in chunk if each.id in rows]
+        return [rows[each.id] for each in chunk.listed if each.id in rows]
 
-    def _rows(self, chunk: list[_Listed]) -> Found:
-        span = (chunk[0].start, chunk[-1].start + _MOMENT)
-        listed = {each.id: each for each in chunk}
-        full = [each.id for each in chunk if each.has_content]
-        rest = [each.id for each in chunk if not each.has_content]
-        columns = (*_REST, *_CONTENT.values(), *_BRANCHES)
-        rows = {each: _outline(listed[each], given) for each, given in self._by_id(_REST, rest, span).items()}
-        rows |= {each: _content(listed[each], given) for each, given in self._by_id(columns, full, span).items()}
+    def _rows(self, chunk: _Chunk) -> Found:
+        listed = {each.id: each for each in chunk.listed}
+        full = [each.id for each in chunk.listed if each.has_content]
+        rest = [each.id for each in chunk.listed if not each.has_content]
+        content = self._contents(chunk, full)
+        rows = {each: _outline(listed[each], given) for each, given in self._by_id(_REST, rest, chunk.time).items()}
+        rows |= {each: _content(listed[each], given) for each, given in content.items() if each in listed}
         unsaid = [each for each in full if each in rows and _needs_messages(rows[each])]
-        for each, given in self._by_id(tuple(_MESSAGES.values()), unsaid, span).items():
+        for each, given in self._by_id(tuple(_MESSAGES.values()), unsaid, chunk.time).items():
             for column, name in _MESSAGES.items():
-                rows[each][column] = as_json(plain(given[name]))
+                rows[each][column] = as_json(given[name])
         return rows
+
+    def _contents(self, chunk: _Chunk, ids: list[str]) -> Found:
+        """The contents of spans: asked for by time where most of what is there is wanted, since a long list of ids
+        costs Phoenix almost as much as the spans do; else, and for what that lacks, by id."""
+        columns = (*_REST, *_CONTENT.values(), *_BRANCHES)
+        if 2 * len(ids) < chunk.around:
+            return self._by_id(columns, ids, chunk.time)
+        start, end = chunk.time
+        return self._select(columns, where=_MAY_HAVE_CONTENT, start=start, end=end, limit=chunk.around + SLACK)
 
     def _by_id(self, columns: tuple[str, ...], ids: list[str], span: tuple[datetime, datetime] | None) -> Found:
         found: Found = {}
@@ -446,31 +469,24 @@ class _Reader:
             )
         except httpx.HTTPStatusError as error:
             raise refused(error) from None
-        given = {name: frame[_shown(name)].tolist() for name in columns if _shown(name) in frame.columns}
-        for name in columns:
-            given[name] = [_value(value) for value in given.get(name, [None] * len(frame))]
-        rows = zip(*(given[name] for name in columns), strict=True)
-        return {each: dict(zip(columns, row, strict=True)) for each, row in zip(frame.index, rows, strict=True)}
+        # Phoenix has its own name for one column that was asked for by another.
+        given = [_cells(frame[TRACE if name == "trace_id" else name]) for name in columns] if len(frame) else []
+        return {each: dict(zip(columns, row, strict=True)) for each, *row in zip(frame.index, *given, strict=True)}
 
 
-def _shown(name: str) -> str:
-    """What a query's answer calls a column that was asked for as `name`."""
-    return TRACE if name == "trace_id" else name
+def _cells(column: pd.Series[Any]) -> list[Any]:
+    """A column's values; what pandas puts where there is nothing becomes None."""
+    if column.dtype.kind == "M":  # times, of which none is missing
+        import pandas as pd
 
-
-def _value(value: Any) -> Any:
-    """A cell as it is; what pandas puts where there is nothing becomes None."""
-    if isinstance(value, str | list | dict):
-        return value
-    if value is None or value != value:  # NaN, NaT
-        return None
-    return value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
+        return list(pd.DatetimeIndex(column).to_pydatetime())
+    return [value if isinstance(value, str | list | dict) or value == value else None for value in column.tolist()]
 
 
 def _outline(listed: _Listed, given: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {ID: listed.id, START: moment(listed.start), KIND: listed.kind, NAME: listed.name}
-    row |= {TRACE: given["trace_id"], PARENT: given[PARENT], STATUS: given[STATUS], END: moment(given["end_time"])}
+    row |= {ID: listed.id, START: listed.start, KIND: listed.kind, NAME: listed.name}
+    row |= {TRACE: given["trace_id"], PARENT: given[PARENT], STATUS: given[STATUS], END: given["end_time"]}
     return row
 
 
@@ -483,14 +499,14 @@ def _content(listed: _Listed, given: dict[str, Any]) -> dict[str, Any]:
     )
     details = tokens.get("prompt_details")
     row |= {
-        METADATA: as_json(plain(given["metadata"])),
-        TAGS: as_json(plain(given["tag.tags"])),
+        METADATA: as_json(given["metadata"]),
+        TAGS: as_json(given["tag.tags"]),
         TOKENS_IN: number(tokens.get("prompt"), whole=True),
         TOKENS_OUT: number(tokens.get("completion"), whole=True),
         TOKENS_CACHED: number(details.get("cache_read") if isinstance(details, dict) else None, whole=True),
         DOLLARS: number(cost.get("total"), whole=False),
         TEMPLATE: as_text(template.get("template")),
-        TEMPLATE_VARIABLES: as_json(plain(template.get("variables"))),
+        TEMPLATE_VARIABLES: as_json(template.get("variables")),
         TEMPLATE_VERSION: as_text(template.get("version")),
     }
     row[RUN] = as_text(given[RUN_ATTRIBUTE]) or run_of(row[METADATA])
@@ -510,7 +526,7 @@ def _judgeable(page: Page, judged: set[str] | None) -> list[str]:
 
 def _next_size(rows: Sequence[Row]) -> int:
     """How many spans such as these make a page of a few megabytes."""
-    size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
+    size = sum(len(row[column] or "") for row in rows for column in (INPUT, OUTPUT, ASKED, ANSWERED))
     return int(min(MOST, max(FEWEST, PAGE_BYTES * len(rows) / max(1, size))))
 
 
