@@ -19,7 +19,7 @@ demo: $(READY) ## the job, as far as it is built, on the stand-in model: no key,
 	@$(BIN)/python examples/demo.py
 
 test: $(READY) ## every test
-	@$(BIN)/pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest $(PYTEST_ARGS)
 
 test-embeddings: $(READY) ## the tests of the extra, which is installed first (torch: install its CPU build before, or it brings gigabytes)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'sentence-transformers>=3.0'

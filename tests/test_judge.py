@@ -306,7 +306,7 @@ def test_if_every_call_fails_the_run_stops_soon_and_says_what_to_mend(fault):
     assert reason in str(caught.value)
     assert remedy in caught.value.remedy
     assert judge.tally.missing.keys() == {reason}
-    assert calls <= 3 * 16, "three attempts each, and those that were under way when it stopped"
+    assert calls <= 3 * 24, "three attempts each, and those that were under way when it stopped"
 
 
 def test_nobody_answers_and_a_late_answer_are_told_apart():
