@@ -55,7 +55,7 @@ TICKETS = 300
 SAMPLES = 200  # drawn of them
 MODEL = "rehearsal-worker"
 JUDGE = "rehearsal-judge"
-PATIENCE = 60.0  # seconds for spans to show up in Phoenix
+PATIENCE = 60.0  # seconds without another span showing up in Phoenix
 ROOM = 100 * 2**20  # bytes that Phoenix's database and logs may need
 LOG = ".selfimprove/phoenix/phoenix.log"
 
@@ -133,9 +133,11 @@ def answer_tickets(base_url: str, phoenix: server.Phoenix, progress: Progress) -
             if not telemetry.flush(timeout=PATIENCE):
                 raise PhoenixUnreachable("Phoenix stopped taking spans.", remedy="Run make demo again to go on.")
     landing = progress.add_task("The traces arrive in Phoenix", total=TICKETS)
-    wanted, deadline = {ticket["id"] for ticket in tickets}, time.monotonic() + PATIENCE
+    wanted, deadline, before = {ticket["id"] for ticket in tickets}, time.monotonic() + PATIENCE, 0
     while len(done := {name: row for name, row in answered(phoenix).items() if name in wanted}) < TICKETS:
         progress.update(landing, completed=len(done))
+        if len(done) > before:
+            deadline, before = time.monotonic() + PATIENCE, len(done)
         if time.monotonic() > deadline:
             raise PhoenixUnreachable(
                 "Some traces did not arrive in Phoenix.", remedy=f"Look into its log, {LOG}; then run make demo again."
