@@ -1,6 +1,7 @@
 """Judges over real HTTP: Phoenix's own evaluators, the rehearsal server behind, and whatever can go wrong between."""
 
 import asyncio
+import copy
 import functools
 import json
 import os
@@ -818,7 +819,9 @@ def test_a_judge_built_from_a_record_asks_the_same_under_the_same_version(settin
 
 
 def test_bound_and_code_evaluators_from_their_records(caplog):
-    bound = bind_evaluator(evaluator=exact_match, input_mapping={"output": "reply", "expected": "gold.text"})
+    # A copy: Phoenix binds an evaluator in place.
+    mapping = {"output": "reply", "expected": "gold.text"}
+    bound = bind_evaluator(evaluator=copy.copy(exact_match), input_mapping=mapping)
     spec = specify(bound, bound._input_mapping)
     judge = Judge(spec)
     assert judge.inputs == ("gold.text", "reply")

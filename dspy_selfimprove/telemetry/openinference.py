@@ -126,11 +126,25 @@ def exchange(row: Row, readings: Iterable[Reading] = ()) -> Exchange | Aside:
     )
 
 
+def said_by_body(row: Row) -> dict[str, Any] | None:
+    """What a recorded body and its completion say that `llm.*` would say again; None if they do not say it all."""
+    body, completion = _object(row[INPUT]), _object(row[OUTPUT])
+    if body is None or completion is None or not _is_body(row, body) or not isinstance(completion.get("model"), str):
+        return None
+    found = _completed(row, completion)
+    if not isinstance(found, _Answered):
+        return None
+    tokens = _tokens(None, found.usage)
+    counts = (tokens.input, tokens.output, tokens.cached) if tokens else (None, None, None)
+    names = (MODEL, FINISH, TOKENS_IN, TOKENS_OUT, TOKENS_CACHED)
+    return dict(zip(names, (completion["model"], found.finish_reason, *counts), strict=True))
+
+
 def lacks_body(row: Row) -> bool:
     """Whether the messages that OpenInference recorded are needed to understand this span of a model."""
     body = _object(row[INPUT])
     whole = body is not None and _conversation(body.get("messages")) and (_is_body(row, body) or _is_dspy(row))
-    return not whole or isinstance(_completed(row), Reason | None)
+    return not whole or not isinstance(_completed(row, parsed(row[OUTPUT])), _Answered)
 
 
 def seconds(start: datetime | None, end: datetime | None) -> float | None:
@@ -258,7 +272,7 @@ class _Answered:
 def _answered(row: Row) -> _Answered | Reason:
     if row[OUTPUT] == REDACTED:
         return Reason.REDACTED_ANSWER
-    found = _completed(row)
+    found = _completed(row, parsed(row[OUTPUT]))
     if found is None and (messages := _recorded(row[ANSWERED])):
         found = _Answered([_answer(message) for message in messages])
     if found is None:
@@ -275,9 +289,8 @@ def _answered(row: Row) -> _Answered | Reason:
     return found
 
 
-def _completed(row: Row) -> _Answered | Reason | None:
+def _completed(row: Row, value: Any) -> _Answered | Reason | None:
     """The answer from the recorded output: a chat completion, whole or assembled from a stream, or DSPy's list."""
-    value = parsed(row[OUTPUT])
     if isinstance(value, list) and value and _is_dspy(row):
         texts = [item if isinstance(item, dict) else {"text": item} for item in value]
         return _Answered([_answer({**text, "content": text.get("text")}) for text in texts])
@@ -315,8 +328,8 @@ def _says_anything(message: Mapping[str, Any]) -> bool:
     return message.get("content") is not None or any(name not in ("role", "content") for name in message)
 
 
-def _tokens(row: Row, usage: Mapping[str, Any] | None) -> Tokens | None:
-    if row[TOKENS_IN] is not None or row[TOKENS_OUT] is not None:
+def _tokens(row: Row | None, usage: Mapping[str, Any] | None) -> Tokens | None:
+    if row is not None and not row[TOKENS_IN] is row[TOKENS_OUT] is None:
         return Tokens(row[TOKENS_IN] or 0, row[TOKENS_OUT] or 0, row[TOKENS_CACHED] or 0)
     if usage is None:
         return None

@@ -79,6 +79,7 @@ _OTHER_NAMES: Final = {
     END: ("end_time", "endTimeUnixNano", "end_time_unix_nano"),
     KIND: ("openinference.span.kind", "span_kind"),
 }
+_ENCODE: Final = json.JSONEncoder(default=str).encode
 _STATUS: Final = {"0": "UNSET", "1": "OK", "2": "ERROR"}
 
 
@@ -138,7 +139,7 @@ def plain(value: Any) -> Any:
 def as_text(value: Any) -> str | None:
     if value is None:
         return None
-    return clean_text(value) if isinstance(value, str) else json.dumps(plain(value), default=str)
+    return clean_text(value) if isinstance(value, str) else _ENCODE(plain(value))
 
 
 def as_json(value: Any) -> str | None:
@@ -146,7 +147,7 @@ def as_json(value: Any) -> str | None:
     if isinstance(value, str):
         return clean_text(value) or None
     # In ASCII: half of an emoji is JSON, but no text that a file could hold.
-    return None if value is None or value in ([], {}) else json.dumps(value, default=str)
+    return None if value is None or value in ([], {}) else _ENCODE(value)
 
 
 def parsed(text: Any) -> Any:

@@ -7,7 +7,7 @@ Phoenix's own way to get a window of spans takes it whole: every attribute, twic
 hold in memory. Here the window is *listed* first, a slice of time at a time, by id, kind and name alone. What the
 folder holds already is subtracted. The rest is fetched by id, some hundred spans and a few megabytes at a time, only
 the attributes that are read (`rows.COLUMNS`) and only of spans that can give an exchange or a step; OpenInference's
-copy of the messages only where the body of the call does not say them. Each page is written before the next but one is
+copy of the messages only where the body of the call does not say them. Each page is written before the next but two is
 asked for, and forgotten. Killed at any moment, or left alone by a Phoenix that goes away, a pull leaves whole pages,
 and the next one goes on from there.
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 import difflib
 import json
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ from dspy_selfimprove.errors import TelemetryError, UsageError
 from dspy_selfimprove.exchange import Reading
 from dspy_selfimprove.telemetry.annotations import fetch, names
 from dspy_selfimprove.telemetry.client import connect, line, project_name, refused
-from dspy_selfimprove.telemetry.openinference import is_call, lacks_body, module_name
+from dspy_selfimprove.telemetry.openinference import is_call, lacks_body, module_name, said_by_body
 from dspy_selfimprove.telemetry.pages import (
     Page,
     Pages,
@@ -109,13 +110,14 @@ Advance: TypeAlias = Callable[[int, int], None]
 """Told how many spans have been read, and of how many that are known of by now."""
 
 FORMAT: Final = 1
-LISTED: Final = 20_000  # spans in one answer of the listing
+LISTED: Final = 50_000  # spans in one answer of the listing
 FIRST_SLICE: Final = timedelta(hours=1)  # the next ones are as wide as suits what this one held
 FEWEST, MOST, FIRST = 10, 5_000, 500  # spans in one page
 PAGE_BYTES: Final = 8_000_000
 SLACK: Final = 100  # spans that may have arrived in a page's time since it was listed
 JOINED: Final = 10  # names of annotations in one query; each is a join
 TOGETHER: Final = 8  # pages whose annotations are looked for at once
+AHEAD: Final = 2  # pages asked for while one is written
 TIMEOUT: Final = 120
 REACH: Final = timedelta(hours=1)
 """How long before its call an evaluation may have begun and still be found, when the window cuts between the two."""
@@ -238,21 +240,22 @@ def _claim(folder: Path, project: str) -> None:
 
 # Phoenix's names for our columns, in a query. A whole branch costs no more than a leaf of it.
 _LISTING: Final = ("start_time", KIND, NAME)
-_REST: Final = ("trace_id", PARENT, STATUS, "end_time")
+_REST: Final = ("trace_id", PARENT, STATUS, "latency_ms")  # a number costs Phoenix a fifth of what a time does
 _CONTENT: Final = {
     INPUT: "input.value",
     OUTPUT: "output.value",
-    MODEL: "llm.model_name",
     SYSTEM: "llm.system",
-    FINISH: "llm.finish_reason",
-    PARAMETERS: "llm.invocation_parameters",
     SESSION: "session.id",
     USER: "user.id",
     METADATA: "metadata",
     TAGS: "tag.tags",
 }
+_TEXTS: Final = tuple(each for each in _CONTENT.items() if each[0] not in (METADATA, TAGS))
 _MAY_HAVE_CONTENT: Final = "span_kind == 'LLM' or span_kind == 'CHAIN'"
-_BRANCHES: Final = ("llm.token_count", "llm.cost", "llm.prompt_template", RUN_ATTRIBUTE)
+_BRANCHES: Final = ("llm.cost", "llm.prompt_template", RUN_ATTRIBUTE)
+# What the body of a call says too, if it is there: each column less is a twentieth of the time.
+_SAID: Final = {MODEL: "llm.model_name", FINISH: "llm.finish_reason", PARAMETERS: "llm.invocation_parameters"}
+_COUNTS: Final = "llm.token_count"
 _MESSAGES: Final = {ASKED: "llm.input_messages", ANSWERED: "llm.output_messages", TOOLS: "llm.tools"}
 
 Found: TypeAlias = dict[str, dict[str, Any]]  # by span id, the columns Phoenix gave
@@ -299,7 +302,8 @@ class _Reader:
         self._size = FIRST
 
     def read(self, since: datetime, until: datetime | None) -> None:
-        for rows in _one_ahead(self._chunks(since, until), self._fetch):
+        for rows, gone in _ahead(self._chunks(since, until), self._fetch):
+            self.gone += gone
             if rows:
                 write_page(self._folder, rows)
                 self.new += len(rows)
@@ -334,7 +338,7 @@ class _Reader:
             return [(page.path, fetch(asking, self._project, _judgeable(page, judged))) for page in pages]
 
         pages = pages_in(self._folder, since, until)
-        for found in _one_ahead((pages[at : at + TOGETHER] for at in range(0, len(pages), TOGETHER)), of):
+        for found in _ahead((pages[at : at + TOGETHER] for at in range(0, len(pages), TOGETHER)), of):
             for path, readings in found:
                 by_span: dict[str, list[Reading]] = {}
                 for reading in readings:
@@ -387,10 +391,10 @@ class _Reader:
                 width = max(width / 4, _MOMENT)
                 continue
             yield listed
-            # Aim at most of an answer next time; where nothing was, look further.
-            width *= min(8.0, max(0.25, 0.6 * LISTED / max(1, len(listed))))
-            width = min(max(width, _MOMENT), end - since)
             start = stop
+            # Aim at most of an answer next time; where nothing was, look at all that is left.
+            width *= min(8.0, max(0.25, 0.6 * LISTED / max(1, len(listed))))
+            width = min(max(width, _MOMENT), end - since) if listed else max(end - start, _MOMENT)
         if until is None:  # clocks differ: what began "after now" belongs to it too
             yield self._listing(end, None, _ALL)
 
@@ -399,8 +403,8 @@ class _Reader:
         listed = [_Listed.of(each, given) for each, given in found.items()]
         return sorted(listed, key=lambda each: (each.start, each.id))
 
-    def _fetch(self, chunk: _Chunk) -> list[Row]:
-        """The rows of listed spans; those that were deleted since are counted."""
+    def _fetch(self, chunk: _Chunk) -> tuple[list[Row], int]:
+        """The rows of listed spans, and how many of them were deleted since."""
         rows = self._rows(chunk)
         if lacking := [each for each in chunk.listed if each.id not in rows]:
             rows |= self._rows(_Chunk(lacking, _ALL))
@@ -410,8 +414,7 @@ class _Reader:
                     f"Phoenix lists {len(lacking)} spans that it does not give.",
                     remedy="Pull again; what was pulled stands. If it stays so, Phoenix's log may say why.",
                 )
-            self.gone += len(lacking)
-        return [rows[each.id] for each in chunk.listed if each.id in rows]
+        return [rows[each.id] for each in chunk.listed if each.id in rows], len(lacking)
 
     def _rows(self, chunk: _Chunk) -> Found:
         listed = {each.id: each for each in chunk.listed}
@@ -419,12 +422,24 @@ class _Reader:
         rest = [each.id for each in chunk.listed if not each.has_content]
         content = self._contents(chunk, full)
         rows = {each: _outline(listed[each], given) for each, given in self._by_id(_REST, rest, chunk.time).items()}
-        rows |= {each: _content(listed[each], given) for each, given in content.items() if each in listed}
-        unsaid = [each for each in full if each in rows and _needs_messages(rows[each])]
-        for each, given in self._by_id(tuple(_MESSAGES.values()), unsaid, chunk.time).items():
-            for column, name in _MESSAGES.items():
-                rows[each][column] = as_json(given[name])
+        rows |= {each: _content(listed[each], content[each]) for each in full if each in content}
+        self._complete([rows[each] for each in full if each in rows and listed[each].kind == "LLM"], chunk.time)
         return rows
+
+    def _complete(self, rows: list[dict[str, Any]], time: tuple[datetime, datetime]) -> None:
+        """Add to rows of models what their bodies do not say."""
+        unsaid: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
+        for row in rows:
+            if row[STATUS] == "ERROR":
+                continue
+            if (said := said_by_body(row)) is not None:
+                row |= said
+            else:
+                unsaid[lacks_body(row)][row[ID]] = row
+        for lacks_messages, waiting in unsaid.items():
+            columns = (*_SAID.values(), _COUNTS, *(_MESSAGES.values() if lacks_messages else ()))
+            for each, given in self._by_id(columns, list(waiting), time).items():
+                waiting[each] |= _said(given)
 
     def _contents(self, chunk: _Chunk, ids: list[str]) -> Found:
         """The contents of spans: asked for by time where most of what is there is wanted, since a long list of ids
@@ -486,24 +501,19 @@ def _cells(column: pd.Series[Any]) -> list[Any]:
 def _outline(listed: _Listed, given: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {ID: listed.id, START: listed.start, KIND: listed.kind, NAME: listed.name}
-    row |= {TRACE: given["trace_id"], PARENT: given[PARENT], STATUS: given[STATUS], END: given["end_time"]}
+    row |= {TRACE: given["trace_id"], PARENT: given[PARENT], STATUS: given[STATUS]}
+    row[END] = listed.start + timedelta(microseconds=round(1000 * given["latency_ms"]))
     return row
 
 
 def _content(listed: _Listed, given: dict[str, Any]) -> dict[str, Any]:
     row = _outline(listed, given)
-    row |= {column: as_text(given[name]) for column, name in _CONTENT.items() if column not in (METADATA, TAGS)}
-    tokens, cost, template = (
-        given[name] if isinstance(given[name], dict) else {}
-        for name in ("llm.token_count", "llm.cost", "llm.prompt_template")
-    )
-    details = tokens.get("prompt_details")
+    for column, name in _TEXTS:
+        row[column] = as_text(given[name])
+    cost, template = _branch(given["llm.cost"]), _branch(given["llm.prompt_template"])
     row |= {
         METADATA: as_json(given["metadata"]),
         TAGS: as_json(given["tag.tags"]),
-        TOKENS_IN: number(tokens.get("prompt"), whole=True),
-        TOKENS_OUT: number(tokens.get("completion"), whole=True),
-        TOKENS_CACHED: number(details.get("cache_read") if isinstance(details, dict) else None, whole=True),
         DOLLARS: number(cost.get("total"), whole=False),
         TEMPLATE: as_text(template.get("template")),
         TEMPLATE_VARIABLES: as_json(template.get("variables")),
@@ -513,8 +523,20 @@ def _content(listed: _Listed, given: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _needs_messages(row: Row) -> bool:
-    return row[STATUS] != "ERROR" and lacks_body(row)
+def _said(given: dict[str, Any]) -> dict[str, Any]:
+    tokens = _branch(given[_COUNTS])
+    found: dict[str, Any] = {column: as_text(given[name]) for column, name in _SAID.items()}
+    found |= {column: as_json(given[name]) for column, name in _MESSAGES.items() if name in given}
+    found |= {
+        TOKENS_IN: number(tokens.get("prompt"), whole=True),
+        TOKENS_OUT: number(tokens.get("completion"), whole=True),
+        TOKENS_CACHED: number(_branch(tokens.get("prompt_details")).get("cache_read"), whole=True),
+    }
+    return found
+
+
+def _branch(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _judgeable(page: Page, judged: set[str] | None) -> list[str]:
@@ -530,14 +552,13 @@ def _next_size(rows: Sequence[Row]) -> int:
     return int(min(MOST, max(FEWEST, PAGE_BYTES * len(rows) / max(1, size))))
 
 
-def _one_ahead(items: Iterable[T], work: Callable[[T], S]) -> Iterator[S]:
-    """The results of `work` in order; the next is under way while one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="pull") as pool:
-        under_way: Future[S] | None = None
+def _ahead(items: Iterable[T], work: Callable[[T], S]) -> Iterator[S]:
+    """The results of `work` in order; the next two are under way while one is used, so that Phoenix always has one."""
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="pull") as pool:
+        under_way: deque[Future[S]] = deque()
         for item in items:
-            following = pool.submit(work, item)
-            if under_way is not None:
-                yield under_way.result()
-            under_way = following
-        if under_way is not None:
-            yield under_way.result()
+            under_way.append(pool.submit(work, item))
+            if len(under_way) > AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()

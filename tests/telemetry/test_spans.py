@@ -28,10 +28,10 @@ from dspy_selfimprove.errors import PhoenixUnreachable, TelemetryError, UsageErr
 from dspy_selfimprove.exchange import Aside
 from dspy_selfimprove.message import canonical, thaw
 from dspy_selfimprove.score import Score
-from dspy_selfimprove.telemetry import annotations, client, spans
+from dspy_selfimprove.telemetry import annotations, client, rows, spans
 from dspy_selfimprove.telemetry.annotations import Annotation, write
 from dspy_selfimprove.telemetry.nesting import LeftOut
-from dspy_selfimprove.telemetry.pages import pages_in
+from dspy_selfimprove.telemetry.pages import columns_in, pages_in
 from dspy_selfimprove.telemetry.spans import Pull, pull
 
 APPLICATIONS = Path(__file__).with_name("applications.py")
@@ -154,7 +154,7 @@ class Production:
 
     def send(self, phoenix, project, copies):
         """Send the spans to Phoenix `copies` times over, each time as other spans of an earlier hour."""
-        chance = random.Random(7)
+        chance = random.Random(project)  # Phoenix knows a span by its id, in whatever project
         for copy in range(copies):
             renamed = defaultdict(lambda: chance.randbytes(8))
             traces = defaultdict(lambda: chance.randbytes(16))
@@ -393,7 +393,7 @@ def test_only_the_recorded_messages_of_bodiless_calls_are_fetched(
         call(numbers[0]),
         call(numbers[1], **odd, **lists),
         call(numbers[2], kind="EMBEDDING", **{"output.value": "[0.1]" * 1000}),
-        call(numbers[3], kind="CHAIN", name="RunnableSequence"),
+        *(call(number, kind="CHAIN", name="RunnableSequence") for number in numbers[3:6]),
     )
     asked = []
     select = spans._Reader._select
@@ -404,11 +404,12 @@ def test_only_the_recorded_messages_of_bodiless_calls_are_fetched(
     )
     found = pull(project, BEGAN, into=tmp_path, endpoint=phoenix.url)
     assert [(each.exact, each.output["content"]) for each in found.exchanges()] == [(True, "Yes."), (False, "Hello.")]
-    wanted = {columns: how["where"] for columns, how in asked if how.get("where")}
-    messages = [where for columns, where in wanted.items() if "llm.input_messages" in columns]
-    content = [where for columns, where in wanted.items() if "input.value" in columns]
+    messages = [how["where"] for columns, how in asked if "llm.input_messages" in columns]
     assert messages == [f'span_id in ["{numbers[1]:016x}"]']
-    assert content == [f'span_id in ["{numbers[0]:016x}", "{numbers[1]:016x}"]']
+    (page,) = pages_in(tmp_path)
+    held = columns_in(page.path, (rows.ID, rows.OUTPUT, rows.ASKED))
+    assert [text is not None for text in held[rows.OUTPUT]] == [True, True, *(4 * [False])]
+    assert [text is not None for text in held[rows.ASKED]] == [False, True, *(4 * [False])]
 
 
 # Again, and again later.
@@ -561,15 +562,15 @@ def test_spans_deleted_in_between_are_counted(phoenix, project, sent, numbers, t
 def test_spans_that_are_listed_and_not_given_are_an_error(phoenix, project, sent, numbers, tmp_path, monkeypatch):
     """A filter that Phoenix no longer knows gives nothing, without a word."""
     sent(*(call(number) for number in numbers[:4]))
-    by_id = spans._Reader._by_id
+    select = spans._Reader._select
 
-    def forgetful(self, columns, ids, span):
-        found = by_id(self, columns, ids, span)
-        return {
-            each: row for each, row in found.items() if each != f"{numbers[2]:016x}" or "input.value" not in columns
-        }
+    def forgetful(self, columns, **how):
+        found = select(self, columns, **how)
+        if "input.value" in columns:
+            found.pop(f"{numbers[2]:016x}", None)
+        return found
 
-    monkeypatch.setattr(spans._Reader, "_by_id", forgetful)
+    monkeypatch.setattr(spans._Reader, "_select", forgetful)
     with pytest.raises(TelemetryError, match="lists 1 spans that it does not give"):
         pull(project, BEGAN, into=tmp_path, endpoint=phoenix.url)
 
