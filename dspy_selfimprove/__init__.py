@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from dspy_selfimprove.budget import Budget, Ledger, Spend
     from dspy_selfimprove.candidate import Candidate
     from dspy_selfimprove.checkpoint import Checkpoint
+    from dspy_selfimprove.comparison import Comparison, compare
     from dspy_selfimprove.dataset import Dataset
     from dspy_selfimprove.errors import SelfImproveError
+    from dspy_selfimprove.evaluation import Evaluation, aevaluate, evaluate
     from dspy_selfimprove.journal import Journal
     from dspy_selfimprove.judge import Judge
     from dspy_selfimprove.metric import Metric, Metrics, metric_of
@@ -44,6 +46,11 @@ _HOMES = {
     "Metric": "metric",
     "Metrics": "metric",
     "metric_of": "metric",
+    "evaluate": "evaluation",
+    "aevaluate": "evaluation",
+    "Evaluation": "evaluation",
+    "compare": "comparison",
+    "Comparison": "comparison",
     "ChatPrompt": "prompt",
     "ChatProgram": "program.chat",
     "Score": "score",
@@ -66,8 +73,10 @@ __all__ = [
     "ChatProgram",
     "ChatPrompt",
     "Checkpoint",
+    "Comparison",
     "Dataset",
     "EvalSpec",
+    "Evaluation",
     "Journal",
     "Judge",
     "Ledger",
@@ -83,6 +92,9 @@ __all__ = [
     "SelfImproveError",
     "Slots",
     "Spend",
+    "aevaluate",
+    "compare",
+    "evaluate",
     "instrument",
     "metric_of",
     "open_test",

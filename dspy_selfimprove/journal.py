@@ -2,8 +2,9 @@
 
 One SQLite file per run (write-ahead log, so a reader never waits for the writer). Nothing is ever changed or removed;
 a thing is written once under a key of its own, and writing it again gives back what was there first. That is what
-makes "nothing is paid for twice" hold: before a call, ask for its entry; after it, append it. Each append is one
-transaction, on disk before it returns; `kill -9` loses at most the calls in flight.
+makes "nothing is paid for twice" hold: before a call, ask for its entry; after it, append it. Each append is on disk
+before it returns, whole or not at all; `kill -9` loses at most the calls in flight. Threads that append at the same
+time share one commit, since a commit waits for the disk and a row does not.
 
 An entry is a kind, a key and JSON: `candidate` by content hash, `score` by candidate, example and metric, `spend` and
 `missing` as they come. The schema knows nothing of kinds, so a new one needs no migration.
@@ -20,12 +21,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
@@ -38,6 +39,8 @@ from dspy_selfimprove.message import digest
 from dspy_selfimprove.score import Score, Scorecard
 
 SCHEMA = 1
+
+T = TypeVar("T")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -65,6 +68,15 @@ class Entry:
     data: Any
 
 
+@dataclass(slots=True, eq=False)
+class _Write:
+    """Rows that wait for a commit."""
+
+    put: Callable[[], Any]
+    result: Any = None
+    is_done: bool = False
+
+
 class Journal:
     """One run's store. Open it with `Journal.open`; safe to use from any thread.
 
@@ -82,6 +94,7 @@ class Journal:
         self._connection = connection
         self._writing = lock
         self._turn = threading.RLock()
+        self._waiting: dict[_Write, None] = {}  # in the order they came
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> Journal:
@@ -136,14 +149,12 @@ class Journal:
     def append(self, kind: str, key: str, data: Any) -> Entry:
         """Write `data` under `key`, once. If the key was written before, the earlier entry is given back unchanged."""
         text = _encoded(data)
-        with self._transaction():
-            return self._put(kind, key, text)
+        return self._committed(lambda: self._put(kind, key, text))
 
     def log(self, kind: str, data: Any) -> Entry:
         """Write something that has no name of its own, such as an event: its key is its place."""
         text = _encoded(data)
-        with self._transaction():
-            return self._put_next(kind, text)
+        return self._committed(lambda: self._put_next(kind, text))
 
     def get(self, kind: str, key: str) -> Any | None:
         """What was written under this key, or None; null itself is never written."""
@@ -179,15 +190,18 @@ class Journal:
             (metric, score, _encoded({**about, "metric": metric, "score": score.to_json()}))
             for metric, score in card.items()
         ]
-        kept = dict(card)
-        with self._transaction():
+
+        def put() -> Scorecard:
+            kept = dict(card)
             for metric, score, text in rows:
                 if score.is_missing:
                     self._put_next("missing", text)
                 else:
                     entry = self._put("score", _score_key(candidate, card.example, metric), text)
                     kept[metric] = Score.from_json(entry.data["score"])
-        return Scorecard(card.example, kept)
+            return Scorecard(card.example, kept)
+
+        return self._committed(put)
 
     def scorecard(self, candidate: str, example: str, metrics: tuple[str, ...]) -> Scorecard:
         """The verdicts known so far for these metrics; the others are left out."""
@@ -229,19 +243,35 @@ class Journal:
         (last,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM entry").fetchone()
         return self._put(kind, f"#{last + 1}", text)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _committed(self, put: Callable[[], T]) -> T:
+        """What `put` gives, once it is on disk. Whoever's turn it is writes what all who wait for theirs have to put.
+
+        If that fails, each of them tries again by itself and meets its own error.
+        """
         if self._writing is None:
             raise JournalError(f"The run {self.path.name} was opened for reading.", remedy="Open it for writing.")
-        with self._reading():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        write = _Write(put)
+        self._waiting[write] = None
+        try:
+            with self._reading():
+                if not write.is_done:
+                    self._commit(list(self._waiting))
+        finally:
+            self._waiting.pop(write, None)
+        return cast(T, write.result)
+
+    def _commit(self, writes: Sequence[_Write]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            results = [write.put() for write in writes]
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        for write, result in zip(writes, results, strict=True):
+            write.result, write.is_done = result, True
+            self._waiting.pop(write, None)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

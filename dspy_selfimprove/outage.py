@@ -1,8 +1,8 @@
 """What a failed call means: an outage (no verdict; try again), a refusal (trying again cannot help), or a bad answer.
 
-The one place where that is decided. DSPy, its lm15 layer, the official client and LiteLLM each have errors of their
-own and wrap each other's; `failure_of` looks through the wrapping. It tells classes by name, so that asking costs no
-import of a client that was never used.
+The one place where that is decided. DSPy, its lm15 layer, LiteLLM and the official clients (OpenAI's, and Anthropic's
+and Google's, which an evaluator may bring along) each have errors of their own and wrap each other's; `failure_of`
+looks through the wrapping. It tells classes by name, so that asking costs no import of a client that was never used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dspy_selfimprove.errors import (
     Unavailable,
 )
 
-LIBRARIES = ("openai", "dspy", "litellm", "httpx")
+LIBRARIES = ("openai", "dspy", "litellm", "httpx", "anthropic", "google")
 
 
 def failure_of(error: BaseException) -> SelfImproveError | None:
@@ -55,18 +55,19 @@ def _classified(error: BaseException) -> ModelError | None:
 
     if one_of("APITimeoutError", "LMTimeoutError", "TimeoutError", "TimeoutException", "Timeout"):
         return TimedOut("The model did not answer in time.", remedy="Try again later, or allow a longer timeout.")
-    code, status = getattr(error, "code", None), getattr(error, "status_code", None) or getattr(error, "status", None)
+    code, status = getattr(error, "code", None), _status(error)
     if code == "insufficient_quota":
         return Refused("The account of the model's service has nothing left.", remedy="Pay, or use another key.")
-    if one_of("RateLimitError", "LMRateLimitError"):
+    by_status = status if one_of("ClientError") else None  # Google's, of which the number tells the kind
+    if one_of("RateLimitError", "LMRateLimitError") or by_status == 429:
         return RateLimited("The model's service says: too many requests.", remedy="Use fewer slots.", retry_after=wait)
     if code == "context_length_exceeded" or one_of("ContextWindowExceededError", "ContextLengthError"):
         return BadAnswer("The prompt is longer than the model can read.", remedy="Shorten it.")
-    if one_of("AuthenticationError", "PermissionDeniedError", "LMAuthError", "AuthError"):
+    if one_of("AuthenticationError", "PermissionDeniedError", "LMAuthError", "AuthError") or by_status in (401, 403):
         return Refused("The model's service refused the key, or got none.", remedy="Set the provider's API key.")
     if one_of("NotConfiguredError", "LMNotConfiguredError"):
         return Refused("The model's service has no key.", remedy="Set the provider's API key.")
-    if one_of("NotFoundError", "LMUnsupportedModelError", "UnsupportedModelError"):
+    if one_of("NotFoundError", "LMUnsupportedModelError", "UnsupportedModelError") or by_status == 404:
         return Refused("The model's service does not know this model.", remedy="Check its name and the base URL.")
     if one_of("InternalServerError", "LMServerError", "ServerError", "ServiceUnavailableError"):
         return Unavailable("The model's service failed.", remedy="Try again later.", retry_after=wait)
@@ -81,7 +82,9 @@ def _classified(error: BaseException) -> ModelError | None:
             "LiteLLM knows no such provider.",
             remedy="Write provider/model, such as openai/gpt-4o-mini, or openai/NAME with a base_url of your own.",
         )
-    if one_of("BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"):
+    if by_status or one_of(
+        "BadRequestError", "UnprocessableEntityError", "LMInvalidRequestError", "InvalidRequestError"
+    ):
         return Refused("The model's service refused the request.", remedy="Check the parameters and the messages.")
     if one_of("LMProviderError", "ProviderError") and status == 200:
         return Unavailable("The model's service sent an answer that cannot be read.", remedy="Try again later.")
@@ -90,6 +93,11 @@ def _classified(error: BaseException) -> ModelError | None:
     if type(error).__name__ == "OpenAIError" and "openai.OpenAIError" in names:
         return Refused("No key is set for the model's service.", remedy="Set OPENAI_API_KEY, or pass api_key.")
     return None
+
+
+def _status(error: BaseException) -> int | None:
+    said = (getattr(error, name, None) for name in ("status_code", "status", "code"))
+    return next((each for each in said if isinstance(each, int)), None)
 
 
 def _retry_after(error: BaseException) -> float | None:

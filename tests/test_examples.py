@@ -30,3 +30,17 @@ def test_without_a_key_it_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "rehearsal serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_prompts_are_compared_without_a_phoenix(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    command = [sys.executable, str(EXAMPLES / "compare.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Evaluation on 63 examples" in done.stdout
+    assert "Comparison on 63 examples" in done.stdout
+    (helpfulness,) = (line for line in done.stdout.splitlines() if line.startswith("helpfulness") and "→" in line)
+    assert "better" in helpfulness
+    assert "Traceback" not in done.stderr

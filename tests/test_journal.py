@@ -65,11 +65,11 @@ def test_any_key_and_any_json_come_back(tmp_path_factory, key, data):
 
 def test_long_histories_are_read_in_pages_while_they_grow(path):
     with Journal.open(path) as journal:
-        with journal._transaction():
-            journal._connection.executemany(
-                "INSERT INTO entry (kind, key, time, data) VALUES ('x', ?, 0, ?)",
-                ((str(n), str(n)) for n in range(2_500)),
-            )
+        journal._connection.execute("BEGIN")
+        journal._connection.executemany(
+            "INSERT INTO entry (kind, key, time, data) VALUES ('x', ?, 0, ?)", ((str(n), str(n)) for n in range(2_500))
+        )
+        journal._connection.execute("COMMIT")
         seen = []
         for entry in journal.entries("x"):
             seen.append(entry.data)
@@ -103,6 +103,54 @@ def test_threads_append_together(path):
         for thread in threads:
             thread.join()
         assert len(list(journal.entries("t"))) == 60
+
+
+def test_threads_that_wait_share_a_commit(path):
+    said = []
+    with Journal.open(path) as journal:
+        journal._connection.set_trace_callback(said.append)
+        found = {}
+        threads = [
+            threading.Thread(target=lambda n=n: found.update({n: journal.append("t", str(n % 20), n)}))
+            for n in range(30)
+        ]
+        with journal._turn:
+            for thread in threads:
+                thread.start()
+            while len(journal._waiting) < 30:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+        assert said.count("COMMIT") == 1
+        assert len(list(journal.entries("t"))) == 20
+        assert all(found[n] == found[n + 20] for n in range(10))
+
+
+def test_on_a_full_disk_each_thread_meets_its_own_error(path):
+    kept, refused = [], []
+    with Journal.open(path) as journal:
+        (pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
+        journal._connection.execute(f"PRAGMA max_page_count = {pages + 6}")
+
+        def append(n):
+            try:
+                kept.append(journal.append("big", str(n), f"{n}" * 1_000).key)
+            except JournalError:
+                refused.append(n)
+
+        threads = [threading.Thread(target=append, args=(n,)) for n in range(40)]
+        with journal._turn:
+            for thread in threads:
+                thread.start()
+            while len(journal._waiting) < 40:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+        assert kept
+        assert refused
+        assert not journal._waiting
+    with Journal.open(path) as journal:
+        assert sorted(entry.key for entry in journal.entries("big")) == sorted(kept)
 
 
 def test_the_records_of_a_run(path):

@@ -18,7 +18,7 @@ from dspy.lm15 import Config, Message, Request
 
 from dspy_selfimprove import outage
 from dspy_selfimprove.budget import Budget, Ledger
-from dspy_selfimprove.errors import BudgetExhausted, Refused, SetupError, TimedOut, Unavailable, UsageError
+from dspy_selfimprove.errors import BudgetExhausted, RateLimited, Refused, SetupError, TimedOut, Unavailable, UsageError
 from dspy_selfimprove.model import REHEARSAL, Model, Models, Price, Tokens, _backoff
 from dspy_selfimprove.rehearsal.engine import Service
 from dspy_selfimprove.rehearsal.fault import Faults, Latency
@@ -208,6 +208,31 @@ def test_a_waiting_call_gives_its_slot_to_another(monkeypatch):
             assert {reply.result().text for reply in (first, *rest)} == {REPLY}
     assert behind.bodies[-1]["messages"][0]["content"] == failing
     assert pool.slots.busy == 0
+
+
+@pytest.mark.parametrize(
+    ("library", "names", "said", "kind"),
+    [
+        ("anthropic", ("OverloadedError", "InternalServerError"), {"status_code": 529}, Unavailable),
+        ("anthropic", ("RateLimitError", "APIStatusError"), {"status_code": 429}, RateLimited),
+        ("anthropic", ("APITimeoutError", "APIConnectionError"), {}, TimedOut),
+        ("google.genai.errors", ("ServerError", "APIError"), {"code": 503, "status": "UNAVAILABLE"}, Unavailable),
+        ("google.genai.errors", ("ClientError",), {"code": 429, "status": "RESOURCE_EXHAUSTED"}, RateLimited),
+        ("google.genai.errors", ("ClientError",), {"code": 403, "status": None}, Refused),
+        ("google.genai.errors", ("ClientError",), {"code": 400, "status": "INVALID_ARGUMENT"}, Refused),
+        ("shop", ("ClientError",), {"code": 429}, None),
+    ],
+)
+def test_errors_of_clients_that_an_evaluator_brings_along_are_known_by_their_names(library, names, said, kind):
+    """The names and fields are those of anthropic 2.12 and google-genai 3.4, which are not among the dependencies."""
+    base = Exception
+    for name in reversed(names):
+        base = type(name, (base,), {"__module__": library})
+    error = base("what the service wrote")
+    vars(error).update(said)
+    failure = outage.failure_of(error)
+    assert type(failure) is (kind or type(None))
+    assert "what the service wrote" not in str(failure)
 
 
 def test_a_refusal_is_told_at_once_and_in_our_words():

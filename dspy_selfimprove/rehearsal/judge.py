@@ -81,7 +81,8 @@ _ABOUT_VERDICTS = re.compile(
 @lru_cache(maxsize=2048)
 def criteria_in(text: str, task: Task = "support") -> tuple[Criterion, ...]:
     """What a judge's prompt demands of a reply. Sentences about the verdict itself are not criteria."""
-    kept = [sentence for sentence in sentences(text) if not _ABOUT_VERDICTS.search(sentence)]
+    # As items of a list: a line that begins in lower case would be read as the rest of the one before.
+    kept = [f"- {sentence}" for sentence in sentences(text) if not _ABOUT_VERDICTS.search(sentence)]
     return tuple(
         Criterion(name, not statement.negated, 2 if _WEIGHTY.search(statement.sentence) else 1)
         for name, statement in catalogue.stated("\n".join(kept), task).items()
