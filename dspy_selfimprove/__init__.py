@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dspy_selfimprove.evaluation import Evaluation, aevaluate, evaluate
     from dspy_selfimprove.journal import Journal
     from dspy_selfimprove.judge import Judge
-    from dspy_selfimprove.metric import Metric, Metrics, metric_of
+    from dspy_selfimprove.metric import Metric, Metrics, human, metric_of
     from dspy_selfimprove.model import Model, Models, Price
     from dspy_selfimprove.program import ChatProgram
     from dspy_selfimprove.prompt import ChatPrompt
@@ -46,6 +46,7 @@ _HOMES = {
     "Metric": "metric",
     "Metrics": "metric",
     "metric_of": "metric",
+    "human": "metric",
     "evaluate": "evaluation",
     "aevaluate": "evaluation",
     "Evaluation": "evaluation",
@@ -95,6 +96,7 @@ __all__ = [
     "aevaluate",
     "compare",
     "evaluate",
+    "human",
     "instrument",
     "metric_of",
     "open_test",

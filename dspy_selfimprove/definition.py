@@ -35,6 +35,12 @@ from dspy_selfimprove.message import FrozenDict
 from dspy_selfimprove.sample import Direction, EvalSpec
 
 DIRECTIONS: Final = ("maximize", "minimize", "neutral")
+_SETTINGS: Final = ("weight", "priority", "at_least", "scale", "input_mapping")
+_KNOWN: Final = (
+    *("name", "description", "kind", "optimization_direction", "messages", "choices", "substitutions", "function"),
+    *("given", "inputs", "labels", "scope", "recommended", "category", "details", "include_explanation"),
+    *("provider", "model"),
+)
 _SHOWN: Final = frozenset({"output_messages_to_conversation", "output_with_tool_calls"})
 
 
@@ -74,11 +80,12 @@ def read(what: str | Path) -> Definition:
     """
     path = find(what)
     try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+        about = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError):
         raise _broken(path, "it is not YAML") from None
     if not isinstance(about, dict) or not isinstance(about.get("name"), str) or not about["name"]:
         raise _broken(path, "it has no `name`")
+    _refuse_strange(path, about)
     for each in ("given", "substitutions"):
         if not isinstance(about.get(each) or {}, dict):
             raise _broken(path, f"`{each}` is not a mapping")
@@ -99,6 +106,28 @@ def read(what: str | Path) -> Definition:
         given=FrozenDict(about.get("given") or {}),
         shown=FrozenDict({name: source for name, source in shown.items() if name != source}),
     )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are what is written: to YAML itself the label `no` is a falsehood, and `1` a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        keys = [key.value if isinstance(key, yaml.ScalarNode) else None for key, _ in node.value]
+        if None in keys or len(set(keys)) < len(keys):
+            raise yaml.constructor.ConstructorError(None, None, "a key is no text, or is there twice", node.start_mark)
+        return {key: self.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+def _refuse_strange(path: Path, about: Mapping[str, Any]) -> None:
+    """A field that was meant for us and is none: to leave it alone would turn a metric round, or let a floor go."""
+    for name in about:
+        if name == "direction":
+            raise _broken(path, "the field `direction` is called `optimization_direction` in a file")
+        if name in _SETTINGS:
+            raise _broken(path, f"`{name}` is not the metric's, but yours: metric_of(..., {name}=...)")
+        if name not in _KNOWN and (near := difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)):
+            raise _broken(path, f"it has a field `{name}`, and may mean `{near[0]}`")
 
 
 def find(what: str | Path) -> Path:

@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -246,7 +246,7 @@ class Journal:
     def _committed(self, put: Callable[[], T]) -> T:
         """What `put` gives, once it is on disk. Whoever's turn it is writes what all who wait for theirs have to put.
 
-        If that fails, each of them tries again by itself and meets its own error.
+        If that fails, each of them tries by itself and meets its own error.
         """
         if self._writing is None:
             raise JournalError(f"The run {self.path.name} was opened for reading.", remedy="Open it for writing.")
@@ -255,10 +255,17 @@ class Journal:
         try:
             with self._reading():
                 if not write.is_done:
-                    self._commit(list(self._waiting))
+                    self._commit_for(write)
         finally:
             self._waiting.pop(write, None)
         return cast(T, write.result)
+
+    def _commit_for(self, write: _Write) -> None:
+        everybody = list(self._waiting)
+        if len(everybody) > 1:
+            with suppress(sqlite3.Error):
+                return self._commit(everybody)
+        return self._commit([write])
 
     def _commit(self, writes: Sequence[_Write]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")

@@ -105,7 +105,8 @@ class Judge:
         self._kind = _kind(evaluator, spec, caller, models.slots.size if models else SLOTS, pick)
         self.spec = spec
         self.name: str = pick or spec.name
-        self.version = blueprint.version_of(spec, evaluator, scale=scale, pick=pick)
+        place = blueprint.place_of(caller.model) if caller is not None and models is not None else None
+        self.version = blueprint.version_of(spec, evaluator, scale=scale, pick=pick, place=place)
         self._is_raw = isinstance(self._kind, Coded) and self._kind.takes_raw_inputs
         self.inputs = _inputs(evaluator, may_be_unknown=self._is_raw)
         self.ledger = caller.ledger if caller is not None else None  # what its calls are charged to

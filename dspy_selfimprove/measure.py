@@ -9,20 +9,22 @@ Not covered: how many judge calls run at a time, what they cost and what is reme
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import math
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from dspy_selfimprove.case import Case
 from dspy_selfimprove.errors import BadAnswer, Outage, SelfImproveError, UsageError
 from dspy_selfimprove.exchange import Reading
-from dspy_selfimprove.message import digest, freeze
+from dspy_selfimprove.fingerprint import fingerprint
+from dspy_selfimprove.judges.helpers import run_on_loop
+from dspy_selfimprove.message import digest
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.scale import Scale
 from dspy_selfimprove.score import Score
@@ -54,7 +56,7 @@ class Judged:
     @property
     def version(self) -> str:
         mapped = {name: source for name, source in self.input_mapping.items() if name != source}
-        about = [str(self.judge.version), _plain(self.given), dict(mapped)]
+        about = [str(self.judge.version), fingerprint(self.given), dict(mapped)]
         return digest(about) if self.given or mapped else str(self.judge.version)
 
     @property
@@ -150,23 +152,13 @@ class Function:
     input_mapping: Mapping[str, str]
     grades: Scale
 
-    @property
+    def __post_init__(self) -> None:
+        _ = self.version  # as it is before it has run: what it keeps count of is no part of it
+
+    @functools.cached_property
     def version(self) -> str:
-        target = inspect.unwrap(self.function)
-        bound: list[Any] = []
-        if isinstance(target, functools.partial):
-            bound = [_hashable(freeze(value)) for value in (target.args, target.keywords)]
-            target = target.func
-        for cell in getattr(target, "__closure__", None) or ():
-            with suppress(ValueError):  # empty still
-                bound.append(_hashable(freeze(cell.cell_contents)))
-        named = f"{getattr(target, '__module__', '')}:{getattr(target, '__qualname__', type(target).__name__)}"
-        try:
-            source = inspect.getsource(target if inspect.isroutine(target) else type(target))
-        except (OSError, TypeError):  # built in, or typed at a prompt
-            source = ""
         grades = [self.grades.low, self.grades.high, self.grades.direction, dict(self.grades.labels or {})]
-        return digest([named, source, bound, _plain(self.given), dict(self.input_mapping), grades])
+        return digest([fingerprint(self.function), fingerprint(self.given), dict(self.input_mapping), grades])
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -262,8 +254,14 @@ class _Verdict:
         elif failure is not None and not isinstance(failure, UsageError):
             return False
         else:
-            self.score = Score.missing(f"the metric raised {type(error).__name__}")
+            self.score = Score.missing(f"the metric raised {type(error).__name__}{_place(trace)}")
         return True
+
+
+def _place(trace: Any) -> str:
+    """Where something was raised. Not what it said: that may quote the data."""
+    frames = traceback.extract_tb(trace)[1:]  # the first is ours, which called
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def no_verdict(failure: SelfImproveError) -> Score:
@@ -271,19 +269,13 @@ def no_verdict(failure: SelfImproveError) -> Score:
 
 
 def _waited(awaitable: Any) -> Any:
-    """The result of something awaitable, asked for from ordinary code, with or without a loop running around it."""
+    """The result of something awaitable, asked for from ordinary code. On one loop always: a client it may hold lives
+    on the loop that first used it."""
 
     async def wait() -> Any:
         return await awaitable
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
+    return run_on_loop(wait)
 
 
 def _score_of(returned: Any, grades: Scale) -> Score:
@@ -349,18 +341,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON for a hash; what is not data goes by its kind and name."""
-    return {name: _hashable(value) for name, value in freeze(values).items()}
-
-
-def _hashable(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, Mapping):
-        return {name: _hashable(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return [_hashable(item) for item in value]
-    return [type(value).__qualname__, str(getattr(value, "name", ""))]

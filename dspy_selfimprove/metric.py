@@ -33,6 +33,7 @@ Not covered: metrics over pairs of answers; a function's own calls of models are
 from __future__ import annotations
 
 import asyncio
+import difflib
 import functools
 import inspect
 import logging
@@ -42,6 +43,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
+from dspy_selfimprove import metrics
 from dspy_selfimprove.case import CHAT, Case
 from dspy_selfimprove.definition import DIRECTIONS, check_choices, read
 from dspy_selfimprove.errors import Unavailable, UsageError
@@ -254,15 +256,27 @@ class Metrics(Sequence[Metric]):
         if pred is None:
             return _program_gave_nothing(self._metrics)
         case = Case(example, pred, trace, pred_name, pred_trace)
-        scores = {each.name: each._of(case) for each in self._metrics}
-        values = {each.name: each._tally.take(scores[each.name], each.name) for each in self._metrics}
-        shortfall = {name: goal.weight * (1.0 - values[name]) for name, goal in self.preference.items()}
+        return self._given({each.name: each._of(case) for each in self._metrics})
+
+    def without(self, reason: str) -> Any:
+        """What DSPy is given where there is no answer to judge, through no fault of the program's: the means so far."""
+        return self._given({each.name: Score.missing(reason) for each in self._metrics})
+
+    def _given(self, scores: Mapping[str, Score]) -> Any:
+        # A stand-in only for what counts: what is merely looked at can be missing for good.
+        wanted = self.preference.wanted
+        values = {
+            each.name: each._tally.take(scores[each.name], each.name)
+            for each in self._metrics
+            if each.name in wanted or not scores[each.name].is_missing
+        }
+        shortfall = {name: goal.weight * (1.0 - values.get(name, 1.0)) for name, goal in self.preference.items()}
         order = sorted(self._metrics, key=lambda each: (each.priority, -shortfall[each.name]))
         return _verdict(
             score=self.preference.reward(values),
             feedback="\n".join(_feedback(each, scores[each.name]) for each in order),
             objective_scores=values,
-            missing=any(scores[name].is_missing for name in self.preference.wanted),
+            missing=any(scores[name].is_missing for name in wanted),
         )
 
 
@@ -293,8 +307,9 @@ def metric_of(
 ) -> Metric:
     """A Metric of whatever measures: see the top of this module.
 
-    `what` is the name of a file in metrics/ or a path to one (Phoenix's own files fit as they are), a Phoenix evaluator
-    or an EvalSpec, a Judge, a function, a DSPy metric, `human(name)`, or a Metric that is to be changed.
+    `what` is the name of a file in metrics/ or a path to one (Phoenix's own files fit as they are), the name of a
+    measure such as "token_f1" (`dspy-selfimprove metrics list` has both), a Phoenix evaluator or an EvalSpec, a Judge,
+    a function, a DSPy metric, `human(name)`, or a Metric that is to be changed.
 
     `models` answers for a judge (its `judge` role), and `journal` keeps its verdicts. `scale` is the worst and the best
     number, as in (1, 5) or (10, 0); `choices` gives the labels that a function returns their numbers. `settings` are
@@ -398,6 +413,8 @@ def _judged(
         from dspy_selfimprove.judge import Judge
 
         judge = Judge(what, own.models, journal=own.journal, scale=own.scale)
+    if (choices := judge.spec.choices) and judge.direction != "neutral":
+        check_choices(judge.name, choices)  # one without a number would be missing each time, and the mean the others'
     if strange := sorted({*own.given, *own.input_mapping} - set(judge.inputs)):
         raise UsageError(
             f"The judge {judge.name!r} has no variable {strange[0]!r}.",
@@ -441,7 +458,14 @@ def _range(choices: Mapping[str, float] | None) -> tuple[float, float]:
 
 
 def _from_file(what: str | Path, own: _Own, direction: Direction | None) -> Metric:
-    made = read(what)
+    try:
+        made = read(what)
+    except UsageError as error:
+        if what in metrics.HOMES:  # after the files, so that a user's own of that name comes first
+            return _from_function(metrics.measure(str(what)), None, own, direction or "maximize")
+        if near := difflib.get_close_matches(str(what), metrics.HOMES, n=1, cutoff=0.7):
+            raise UsageError(error.problem, remedy=f"Did you mean {near[0]!r}?") from None
+        raise
     own = replace(own, given=FrozenDict({**made.given, **own.given}))
     if made.spec is None:
         return _from_function(made.imported(), made.name, own, direction or made.direction, made.description)

@@ -126,6 +126,31 @@ def test_threads_that_wait_share_a_commit(path):
         assert all(found[n] == found[n + 20] for n in range(10))
 
 
+def test_one_that_cannot_be_written_takes_no_other_along(path):
+    with Journal.open(path) as journal:
+        ends = []
+
+        def commit(put):
+            try:
+                ends.append(journal._committed(put))
+            except JournalError:
+                ends.append("refused")
+
+        broken = [threading.Thread(target=commit, args=(lambda: journal._connection.execute("NO SQL"),))]
+        sound = [
+            threading.Thread(target=commit, args=(lambda n=n: journal._put("t", str(n), "1").key,)) for n in range(9)
+        ]
+        with journal._turn:
+            for thread in (*sound[:5], *broken, *sound[5:]):
+                thread.start()
+            while len(journal._waiting) < 10:
+                time.sleep(0.01)
+        for thread in (*broken, *sound):
+            thread.join()
+        assert sorted(ends) == [*map(str, range(9)), "refused"]
+        assert len(list(journal.entries("t"))) == 9
+
+
 def test_on_a_full_disk_each_thread_meets_its_own_error(path):
     kept, refused = [], []
     with Journal.open(path) as journal:

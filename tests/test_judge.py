@@ -595,6 +595,18 @@ def test_subclasses_with_code_of_their_own_ask_through_our_calls():
     assert Judge(Bypass(name="bypass", kind="code")).score({"output": "long"}).value == 1.0
 
 
+def test_more_judges_wait_on_a_loop_than_there_are_threads():
+    """Each of them holds a thread while its own code, which is async, waits for another."""
+    with serve(Scripted({"x": 0.75})) as server:
+        own = CarefulLater(name="later", llm=llm("http://127.0.0.1:9/v1"), prompt_template="Rate {{output}}")
+        judge = Judge(own, models(server.url, slots=32))
+
+        async def all_at_once():
+            return await asyncio.gather(*(judge.ascore({**INPUTS, "output": str(n)}) for n in range(700)))
+
+        assert {score.value for score in asyncio.run(asyncio.wait_for(all_at_once(), 120))} == {0.75}
+
+
 class Stranger(Evaluator):
     """Asks a service of its own with a client of its own."""
 

@@ -8,11 +8,13 @@ import functools
 import math
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import dspy
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -21,10 +23,12 @@ from phoenix.evals.__generated__ import classification_evaluator_configs as phoe
 from phoenix.evals.llm import LLM
 from phoenix.evals.metrics import MatchesRegex, exact_match
 
+from dspy_selfimprove import metrics
 from dspy_selfimprove.case import Case, transcript
 from dspy_selfimprove.errors import BudgetExhausted, DataError, Outage, Refused, TimedOut, UsageError
 from dspy_selfimprove.journal import Journal
 from dspy_selfimprove.judge import Judge
+from dspy_selfimprove.measure import Judged
 from dspy_selfimprove.message import FrozenDict
 from dspy_selfimprove.metric import Metric, Metrics, human, metric_of
 from dspy_selfimprove.metrics import label, structure, text
@@ -281,7 +285,9 @@ def test_one_failure_in_fifty_is_missing_and_the_rest_stand() -> None:
         return 1.0 if output != "7" else {}["private text"]
 
     scores = [metric_of(brittle).score({}, str(number)) for number in range(50)]
-    assert [score.failure for score in scores if score.is_missing] == ["the metric raised KeyError"]
+    assert [score.failure for score in scores if score.is_missing] == [
+        f"the metric raised KeyError (test_metric.py, line {brittle.__code__.co_firstlineno + 1})"
+    ]
     assert sum(score.value == 1 for score in scores) == 49
 
 
@@ -292,7 +298,8 @@ def test_an_outage_inside_a_function_is_missing(error: Exception) -> None:
 
     score = metric_of(asking).score({}, "x")
     assert score.is_missing
-    assert score.failure in ("The model did not answer in time", "the metric raised TimeoutError")
+    assert score.failure is not None
+    assert score.failure.startswith(("The model did not answer in time", "the metric raised TimeoutError"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BudgetExhausted("No more."), Refused("No key.")])
@@ -448,6 +455,12 @@ ASKING = [{"role": "user", "content": "Is this good? {{output}}"}]
         ({"name": "mine", "function": "no.such.module:f"}, "cannot be imported"),
         ({"name": "mine", "function": "math:pi"}, "not a function"),
         ({"name": "mine", "function": "math:sqrt", "optimization_direction": "up"}, "none of maximize"),
+        ({"name": "mine", "function": "math:sqrt", "direction": "minimize"}, "called `optimization_direction`"),
+        (
+            {"name": "mine", "function": "math:sqrt", "at_least": 0.5},
+            r"not the metric's, but yours: metric_of\(..., at_l",
+        ),
+        ({"name": "mine", "function": "math:sqrt", "optimisation_direction": "minimize"}, "may mean `optimization_dir"),
     ],
 )
 def test_a_file_that_is_no_metric_says_why(tmp_path: Any, models: Models, about: Any, message: str) -> None:
@@ -456,6 +469,66 @@ def test_a_file_that_is_no_metric_says_why(tmp_path: Any, models: Models, about:
     (tmp_path / "torn.yaml").write_text("name: [", encoding="utf-8")
     with pytest.raises(DataError, match="not YAML"):
         metric_of(tmp_path / "torn.yaml")
+
+
+@pytest.mark.parametrize("name", metrics.HOMES)
+def test_every_measure_has_a_name(name: str) -> None:
+    made = metric_of(name)
+    assert made.name == name
+    assert made.description
+
+
+def test_a_measure_is_found_by_its_name_and_a_slip_is_put_right() -> None:
+    assert metric_of("token_f1").score({"expected": "a b"}, "a c").value == 0.5
+    assert metric_of("graded", given={"order": ["low", "mid", "high"]}).score({"expected": "low"}, "mid").value == 0.5
+    with pytest.raises(UsageError, match=r"no metric 'tokenf1'\. Did you mean 'token_f1'"):
+        metric_of("tokenf1")
+
+
+def test_labels_are_what_is_written(tmp_path: Any, models: Models) -> None:
+    """To YAML an unquoted `no` is a falsehood, and `1` a number."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nmessages: 'Is it so? {{output}}'\nchoices:\n  yes: 1\n  no: 0\n  1: 0.5\n", encoding="utf-8"
+    )
+    made = metric_of(path, models=models)
+    assert isinstance(made.measure, Judged)
+    assert dict(made.measure.judge.spec.choices) == {"yes": 1, "no": 0, "1": 0.5}
+    path.write_text("name: mine\nchoices:\n  yes: 1\n  yes: 0\n", encoding="utf-8")
+    with pytest.raises(DataError, match="not YAML"):
+        metric_of(path, models=models)
+
+
+def test_an_evaluator_one_of_whose_choices_has_no_number_is_refused(models: Models) -> None:
+    llm = LLM(provider="openai", model="x", base_url="http://127.0.0.1:9/v1", api_key="none")
+    made = ClassificationEvaluator(name="tone", llm=llm, prompt_template="{output}", choices={"good": 1, "bad": None})
+    with pytest.raises(UsageError, match="'bad' of 'tone' has no number"):
+        metric_of(made, models=models)
+
+
+def test_what_is_only_looked_at_may_be_missing_for_good() -> None:
+    both = Metrics([metric_of("brevity"), metric_of(human("thumb"), weight=0), metric_of(latency, weight=0)])
+    verdicts = [both(dspy.Example(question="?"), dspy.Prediction(output="Yes.")) for _ in range(20)]
+    assert {verdict.score for verdict in verdicts} == {1.0}
+    assert verdicts[0].objective_scores == {"brevity": 1.0}
+
+
+def test_a_measure_of_time_says_that_nobody_took_it() -> None:
+    score = metric_of(latency).score({}, "Yes.")
+    assert score.failure == "the time was not recorded"
+
+
+def test_an_async_metric_with_a_client_of_its_own_keeps_it_on_one_loop() -> None:
+    with serve(RehearsalModel(seed=1)) as server, ThreadPoolExecutor(8) as threads:
+        client = httpx.AsyncClient(base_url=server.url)
+
+        async def asking(output: str) -> float:
+            body = {"model": "rehearsal", "messages": [{"role": "user", "content": output}]}
+            return float((await client.post("/chat/completions", json=body)).status_code == 200)
+
+        metric = metric_of(asking)
+        scores = list(threads.map(lambda n: metric.score({}, str(n)), range(24)))
+    assert [score.value for score in scores] == [1.0] * 24
 
 
 def test_a_code_metric_comes_from_its_file() -> None:

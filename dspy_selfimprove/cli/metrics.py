@@ -36,8 +36,11 @@ def metrics() -> None:
 
 @metrics.command("list")
 def list_() -> None:
-    """Every metric there is: those in .selfimprove/metrics/ and those shipped."""
+    """Every metric there is: those in .selfimprove/metrics/, those shipped, and the measures that need no file."""
     from rich.table import Table
+
+    from dspy_selfimprove.metric import metric_of
+    from dspy_selfimprove.metrics import HOMES
 
     heads = ("name", "kind", "inputs", "choices", "what it measures")
     table = Table(*heads, box=None, pad_edge=False, header_style="dim")
@@ -45,6 +48,9 @@ def list_() -> None:
         made = _read(name)
         inputs = ", ".join(_inputs(made))
         table.add_row(made.name, _kind(made), inputs, _ends(made), _first(made.description))
+    for name in sorted(set(HOMES) - set(_names())):
+        measure = metric_of(name)
+        table.add_row(name, "measure", ", ".join(measure.needs), "", _first(measure.description))
     _console().print(table)
 
 
@@ -86,6 +92,9 @@ def show(name: str) -> None:
 @click.option(
     "--data", metavar="PATH", help="Rows to judge: a dataset, a checkpoint, a .jsonl.  [default: its own set]"
 )
+@click.option(
+    "--given", metavar="NAME=TEXT", multiple=True, help="An input that is the same for every row; NAME=@FILE reads it."
+)
 @click.option("--human", metavar="NAME", help="Under which name people judged them.  [default: the metric's]")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=2), help="Verdicts on each answer.")
 @click.option("--limit", type=click.IntRange(min=1), help="Judge no more rows than this.")
@@ -99,6 +108,7 @@ def check(
     worker_model: str | None,
     coach_model: str | None,
     data: str | None,
+    given: tuple[str, ...],
     human: str | None,
     repeats: int,
     limit: int | None,
@@ -121,6 +131,7 @@ def check(
     models = _models(judge_model, base_url, api_key_env, slots) if any(made.spec for made in wanted) else None
     others: dict[Role, str | None] = {"worker": worker_model, "coach": coach_model}
     shared = tuple(role for role, model in others.items() if judge_model and model == judge_model)
+    same = _given(given)
     prepared = [(made, _rows(data or _own_set(made), limit)) for made in wanted]
     with ExitStack() as stack:
         journal = None
@@ -128,7 +139,7 @@ def check(
             journal = stack.enter_context(Journal.open(files.home() / FOLDER / "verdicts.db"))
         console = _console()
         for number, (made, rows) in enumerate(prepared):
-            found = _checked(_metric(made, models, journal), rows, models, repeats, journal, human)
+            found = _checked(_metric(made, models, journal, same), rows, models, repeats, journal, human)
             found = replace(found, shared=shared if made.spec else ())
             path = found.save()
             if number:
@@ -214,12 +225,28 @@ def _read(name: str) -> Definition:
     return read(name)
 
 
-def _metric(made: Definition, models: Models | None, journal: Journal | None) -> Metric:
+def _metric(made: Definition, models: Models | None, journal: Journal | None, given: Mapping[str, str]) -> Metric:
     from dspy_selfimprove.metric import metric_of
 
+    own = {name: value for name, value in given.items() if name in _inputs(made)}
     if made.spec is None:
-        return metric_of(made.path)
-    return metric_of(made.path, models=models, journal=journal)
+        return metric_of(made.path, given=own)
+    return metric_of(made.path, models=models, journal=journal, given=own)
+
+
+def _given(said: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for each in said:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{each!r} is not NAME=TEXT.", param_hint="--given")
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                raise click.BadParameter(f"{value[1:]!r} cannot be read.", param_hint="--given") from None
+        found[name] = value
+    return found
 
 
 def _kind(made: Definition) -> str:

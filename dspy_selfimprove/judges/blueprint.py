@@ -6,7 +6,7 @@ stranger is to be read before it is used.
 
 from __future__ import annotations
 
-import inspect
+import copy
 import logging
 import math
 import re
@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from dspy_selfimprove.errors import UsageError
-from dspy_selfimprove.message import canonical, digest, thaw
+from dspy_selfimprove.fingerprint import fingerprint
+from dspy_selfimprove.message import digest, thaw
 from dspy_selfimprove.model import Model
 from dspy_selfimprove.sample import EvalSpec
 
@@ -95,7 +97,7 @@ def _imported(spec: EvalSpec) -> Any:
         ) from error
     if not isinstance(evaluator, Evaluator):
         raise UsageError(f"{spec.source} is no Phoenix evaluator.", remedy="Pass the evaluator itself.")
-    return evaluator
+    return copy.copy(evaluator)  # the module's own is everybody's, and may be bound to something else below
 
 
 def is_all_data(evaluator: Any) -> bool:
@@ -114,6 +116,17 @@ def judged_by(spec: EvalSpec, model: Model) -> EvalSpec:
     return replace(spec, provider=model.provider, model=model.id, invocation_parameters=parameters)
 
 
+def place_of(model: Model) -> str | None:
+    """Where a model is served, if somewhere of its own: the same name may be another model there.
+
+    On this machine ports change from run to run, so its servers are not told apart: name their models differently.
+    """
+    url = urlsplit(model.base_url or "")
+    if url.hostname in (None, "localhost", "127.0.0.1", "::1"):
+        return None
+    return f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+
+
 def version_of(spec: EvalSpec, evaluator: Any, **chosen: Any) -> str:
     """The spec's own version; if more than the spec can change a verdict, a hash of all of it."""
     more = {name: value for name, value in chosen.items() if value is not None}
@@ -122,23 +135,13 @@ def version_of(spec: EvalSpec, evaluator: Any, **chosen: Any) -> str:
     return digest({"spec": spec.version, **more}) if more else spec.version
 
 
-def _code(evaluator: Any) -> str | None:
-    try:
-        return digest(inspect.getsource(getattr(evaluator, "_fn", None) or type(evaluator)))
-    except (OSError, TypeError):  # written at a prompt
-        return None
+def _code(evaluator: Any) -> str:
+    return digest(fingerprint(getattr(evaluator, "_fn", None) or type(evaluator)))
 
 
 def _state(evaluator: Any) -> str:
     """What the evaluator was made with, as far as it is data: a pattern, a threshold. Hashed, so no secret is kept."""
-    state: dict[str, Any] = {}
-    for name, value in vars(evaluator).items():
-        plain = value.pattern if isinstance(value, re.Pattern) else value
-        try:
-            state[name] = canonical(plain)
-        except (TypeError, ValueError):
-            continue
-    return digest(state)
+    return digest({name: fingerprint(value) for name, value in vars(evaluator).items() if name not in ("_fn", "llm")})
 
 
 def check_choices(evaluator: Any) -> None:

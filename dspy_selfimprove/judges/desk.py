@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_selfimprove.budget import Ledger
 from dspy_selfimprove.errors import Outage, UsageError
-from dspy_selfimprove.judges.helpers import submit
+from dspy_selfimprove.judges.helpers import ask
 from dspy_selfimprove.judges.slip import CUT_OFF, DECLINED, EMPTY, NOT_JSON, WITHHELD, Slip, bad_request
 from dspy_selfimprove.message import thaw
 from dspy_selfimprove.model import Caller, Line, Model, Models
@@ -86,7 +86,7 @@ class Desk:
         return SimpleNamespace(choices=[SimpleNamespace(message=told)])
 
     async def acreate(self, **body: Any) -> SimpleNamespace:
-        return await asyncio.wrap_future(submit(lambda: self.create(**body)))
+        return await asyncio.wrap_future(ask(lambda: self.create(**body)))
 
 
 def _check(body: Mapping[str, Any], message: Mapping[str, Any], reason: str | None) -> None:

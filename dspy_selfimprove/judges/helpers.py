@@ -21,45 +21,62 @@ T = TypeVar("T")
 _MOST = 256  # slots say how many calls are in flight; this only bounds the threads that wait for one
 
 _lock = threading.Lock()
-_tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-_threads = _busy = 0
 _loop: asyncio.AbstractEventLoop | None = None
 _process = os.getpid()
 
 
+class _Helpers:
+    """Daemon threads, as many as there is work for, up to a bound."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads = self._busy = 0
+        self._lock = threading.Lock()
+
+    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        future: Future[T] = Future()
+        context = contextvars.copy_context()
+
+        def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = context.run(work, *args)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            self._busy += 1  # waiting or running
+            more = self._busy > self._threads and self._threads < _MOST
+            self._threads += more
+        if more:
+            threading.Thread(target=self._help, name="judge-helper", daemon=True).start()
+        self._tasks.put(task)
+        return future
+
+    def _help(self) -> None:
+        while True:
+            self._tasks.get()()
+            with self._lock:
+                self._busy -= 1
+
+
+# Two kinds, for who judges may wait for who asks: with one, the judging could take every thread and wait for good.
+_judging, _asking = _Helpers(), _Helpers()
+
+
 def submit(work: Callable[..., T], *args: Any) -> Future[T]:
-    """Run `work` in a helper, in a copy of the caller's context."""
-    global _threads, _busy
+    """Run `work`, which may judge, in a helper, in a copy of the caller's context."""
     _know_process()
-    future: Future[T] = Future()
-    context = contextvars.copy_context()
-
-    def task() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = context.run(work, *args)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    with _lock:
-        _busy += 1  # waiting or running
-        more = _busy > _threads and _threads < _MOST
-        _threads += more
-    if more:
-        threading.Thread(target=_help, name="judge-helper", daemon=True).start()
-    _tasks.put(task)
-    return future
+    return _judging.submit(work, *args)
 
 
-def _help() -> None:
-    global _busy
-    while True:
-        _tasks.get()()
-        with _lock:
-            _busy -= 1
+def ask(work: Callable[..., T], *args: Any) -> Future[T]:
+    """The same for `work` that waits for a model's answer and for nothing of ours."""
+    _know_process()
+    return _asking.submit(work, *args)
 
 
 def run_on_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -67,7 +84,7 @@ def run_on_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     _know_process()
     loop = _own_loop()
     if asyncio._get_running_loop() is loop:  # code on our loop asks by a plain call: it cannot wait for itself
-        return submit(lambda: asyncio.run(make())).result()
+        return ask(lambda: asyncio.run(make())).result()
     future = asyncio.run_coroutine_threadsafe(make(), loop)
     try:
         return future.result()
@@ -87,7 +104,7 @@ def _own_loop() -> asyncio.AbstractEventLoop:
 
 def _know_process() -> None:
     """A fork takes no threads along: the child starts with none."""
-    global _lock, _tasks, _threads, _busy, _loop, _process
+    global _lock, _loop, _judging, _asking, _process
     if _process != os.getpid():
         _process = os.getpid()
-        _lock, _tasks, _threads, _busy, _loop = threading.Lock(), SimpleQueue(), 0, 0, None
+        _lock, _loop, _judging, _asking = threading.Lock(), None, _Helpers(), _Helpers()

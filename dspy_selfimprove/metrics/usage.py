@@ -1,7 +1,7 @@
 """What an answer takes: words to read, seconds to wait, dollars to pay. Full credit, then less, then none.
 
-The reader of a long answer pays too, which is why brevity is here. `seconds` and `dollars` are found where the
-evaluation or the trace recorded them; without them there is no verdict.
+The reader of a long answer pays too, which is why brevity is here. `seconds` and `dollars` are found where our own
+evaluation or the trace recorded them; without them there is no verdict. DSPy's evaluator records neither.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def length(output: str, low: float, high: float) -> Score:
     return Score(value, feedback=f"{count} words; {low:g} to {high:g} are wanted.")
 
 
-def latency(seconds: float | None, full: float = 1.0, none: float = 10.0) -> Score:
+def latency(seconds: float | None = None, full: float = 1.0, none: float = 10.0) -> Score:
     """1 up to `full` seconds, 0 from `none` on."""
     if seconds is None:
         return Score.missing("the time was not recorded")
     return Score(band(seconds, full, none), feedback=f"It took {seconds:.1f} s." if seconds > full else "")
 
 
-def cost(dollars: float | None, full: float = 0.0, none: float = 0.01) -> Score:
+def cost(dollars: float | None = None, full: float = 0.0, none: float = 0.01) -> Score:
     """1 up to `full` dollars for the answer, 0 from `none` on."""
     if dollars is None:
         return Score.missing("the cost was not recorded")

@@ -116,6 +116,21 @@ def test_data_of_ones_own_is_judged(run, judge, tmp_path):
     assert "agreement" in out
 
 
+def test_what_is_the_same_for_every_row_is_given(run, judge, tmp_path):
+    (tmp_path / "policy.md").write_text("Never promise a date.", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"input": "When?", "output": "On Friday."}\n' * 2, encoding="utf-8")
+    command = ("check", "compliance", *judge, "--data", "rows.jsonl", "--repeats", "2")
+    code, _, err = run(*command)
+    assert code != 0
+    assert "needs 'policy'" in err
+    assert run(*command, "--given", "policy=@policy.md")[0] == 0
+    assert run(*command, "--given", "policy=Never promise a date.")[0] == 0
+    for wrong, said in (("policy", "is not NAME=TEXT"), ("policy=@gone.md", "cannot be read")):
+        code, _, err = run(*command, "--given", wrong)
+        assert code == 2
+        assert said in err
+
+
 def test_a_code_metric_needs_no_model(run):
     code, out, _ = run("check", "brevity", "--data", "judge_helpfulness", "--repeats", "2")
     assert code == 0
