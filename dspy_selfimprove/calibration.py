@@ -3,6 +3,7 @@
     found = check(metric, rows, models=models)            # asks the judge; what a journal has is not paid for again
     found.believable(100), found.repeats_for(0.05, 100)   # which differences mean something; verdicts that it takes
     found.save(); Calibration.load(metric, models)        # None if the metric or the judge's model is another since
+    compare(before, after, least={"helpfulness": found.believable(100, spread=0)})
 
 Four questions, each answered with an interval:
 
@@ -132,12 +133,13 @@ class Calibration:
 
         `spread` is how the true differences vary from example to example, which only a comparison can tell. Until one
         has been made, two answers to one example are taken to correlate by a half, and then it is the spread of the
-        scores. More repeats shrink the second term alone.
+        scores. More repeats shrink the second term alone. With spread=0 it is what the judge's noise alone can make of
+        two prompts that are the same: what `compare` takes as `least`.
         """
         if examples < 2 or repeats < 1:
             raise UsageError("A comparison needs two examples and one verdict each.", remedy="Give more.")
-        between = self.spread if spread is None else spread
-        error = math.sqrt((between**2 + 2.0 * self.noise.value**2 / repeats) / examples)
+        noise, between = self._noise(), self.spread if spread is None else spread
+        error = math.sqrt((between**2 + 2.0 * noise**2 / repeats) / examples)
         return float(special.stdtrit(examples - 1, 0.5 + LEVEL / 2)) * error
 
     def repeats_for(self, effect: float, examples: int, *, spread: float | None = None) -> int | None:
@@ -147,14 +149,22 @@ class Calibration:
 
         Where the right side's divisor is not positive no number of repeats is enough: it takes more examples.
         """
-        if examples < 2 or effect <= 0:
+        if examples < 2 or not effect > 0:
             raise UsageError("A comparison needs two examples and an effect above zero.", remedy="Give more.")
-        between = self.spread if spread is None else spread
+        noise, between = self._noise(), self.spread if spread is None else spread
         quantiles = float(special.stdtrit(examples - 1, 0.5 + LEVEL / 2) + special.ndtri(POWER))
         room = examples * (effect / quantiles) ** 2 - between**2
         if room <= 0.0:
             return None
-        return max(1, math.ceil(2.0 * self.noise.value**2 / room - 1e-9))
+        return max(1, math.ceil(2.0 * noise**2 / room - 1e-9))
+
+    def _noise(self) -> float:
+        if math.isnan(self.noise.value):
+            raise UsageError(
+                f"The noise of {self.metric!r} is not known: no answer got two verdicts.",
+                remedy="See what is missing (`missing`), mend it, and check the metric again.",
+            )
+        return self.noise.value
 
     # Reading it.
 

@@ -7,6 +7,10 @@ fewer examples show a change than two separate means would need. "Better" means 
 difference lies above `least` (0 unless given), "worse" that it lies below minus that, "not shown" anything else: also
 that both are alike, and that there are too few examples to tell.
 
+The interval knows the judge's noise only from the differences it saw, and a few may lie close together by chance. What
+a calibration found out about the judge beforehand can be the `least` of its metric. That counts the noise twice, so it
+errs towards "not shown".
+
 Scores of two versions of a metric are two rulers, and are refused. Examples that only one of the two has are left out,
 and counted; so are pairs of which a verdict is missing. A metric that is indecisive in either shows nothing.
 
@@ -26,6 +30,7 @@ import numpy as np
 
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.evaluation import Evaluation, Outcome, said
+from dspy_selfimprove.message import FrozenDict
 from dspy_selfimprove.statistics import DIFFERENCES, Estimate, Floats, estimate_difference, estimate_population
 from dspy_selfimprove.table import Bar, Cell, Content, Table, scale
 
@@ -73,7 +78,7 @@ class Comparison:
 
     before: Evaluation
     after: Evaluation
-    least: float = 0.0
+    least: float | Mapping[str, float] = 0.0
     pairs: tuple[tuple[Outcome, Outcome], ...] = ()
     names: tuple[str, ...] = ()
 
@@ -109,9 +114,13 @@ class Comparison:
     def _verdict(self, metric: str, difference: Estimate) -> Verdict:
         if metric in self.indecisive:
             return "not shown"
-        if difference.low > self.least:
+        least = self._least(metric)
+        if difference.low > least:
             return "better"
-        return "worse" if difference.high < -self.least else "not shown"
+        return "worse" if difference.high < -least else "not shown"
+
+    def _least(self, metric: str) -> float:
+        return self.least.get(metric, 0.0) if isinstance(self.least, Mapping) else self.least
 
     @property
     def indecisive(self) -> tuple[str, ...]:
@@ -172,7 +181,9 @@ class Comparison:
         for name, each in self.differences.items():
             if each.mean.missing:
                 yield f"{name}: {each.mean.missing:,} pairs lack a verdict and are left out."
-        if self.least:
+        if isinstance(self.least, Mapping):
+            yield from (f"{name}: a difference counts from {least:.3g} on." for name, least in self.least.items())
+        elif self.least:
             yield f"A difference counts from {self.least:g} on."
 
     def __str__(self) -> str:
@@ -189,8 +200,9 @@ class Comparison:
         return f"<Comparison on {len(self.pairs)} examples: {shown}>"
 
 
-def compare(before: Evaluation, after: Evaluation, *, least: float = 0.0) -> Comparison:
-    """What changes from `before` to `after`, and whether that is shown. `least` is the smallest change that matters.
+def compare(before: Evaluation, after: Evaluation, *, least: float | Mapping[str, float] = 0.0) -> Comparison:
+    """What changes from `before` to `after`, and whether that is shown. `least` is the smallest change that matters:
+    of every metric, or of each by its name.
 
     >>> from dspy_selfimprove.evaluation import Measured
     >>> from dspy_selfimprove.rollout import Rollout
@@ -202,8 +214,20 @@ def compare(before: Evaluation, after: Evaluation, *, least: float = 0.0) -> Com
     >>> found = compare(evaluation(0.25), evaluation(0.75))
     >>> found["exact"].verdict, found["exact"].mean.value, len(found.flips)
     ('better', 0.5, 20)
+
+    With the calibration of a judge, a difference must be more than its noise can make of so many examples:
+
+    >>> from dspy_selfimprove.calibration import check
+    >>> from dspy_selfimprove.metric import metric_of
+    >>> shaky = metric_of(lambda output, repeat=iter(range(99)): next(repeat) % 2, name="exact")
+    >>> judge = check(shaky, [{"output": "."}] * 3, show=False)
+    >>> round(judge.believable(20, spread=0), 2)
+    0.36
+    >>> compare(evaluation(0.25), evaluation(0.5), least={"exact": judge.believable(20, spread=0)})["exact"].verdict
+    'not shown'
     """
-    if not 0 <= least < 1:
+    each_least = least.values() if isinstance(least, Mapping) else [least]
+    if any(not 0 <= each < 1 for each in each_least):
         raise UsageError("The smallest change that matters is a share of the scale.", remedy="Say 0.02, for instance.")
     versions = {each.name: each.version for each in before.metrics}
     names = tuple(each.name for each in after.metrics if each.name in versions)
@@ -214,6 +238,10 @@ def compare(before: Evaluation, after: Evaluation, *, least: float = 0.0) -> Com
             f"The metric {changed[0]!r} has changed between the two evaluations, so its scores cannot be compared.",
             remedy="Evaluate the earlier one again by the metric as it is now.",
         )
+    if isinstance(least, Mapping):
+        if strange := [name for name in least if name not in names]:
+            raise UsageError(f"There is no metric {strange[0]!r} in both.", remedy=f"There is {', '.join(names)}.")
+        least = FrozenDict(least)
     known = {outcome.id: outcome for outcome in before.outcomes}
     pairs = tuple((known[outcome.id], outcome) for outcome in after.outcomes if outcome.id in known)
     if not pairs:

@@ -10,23 +10,28 @@ while other examples are still being answered. Threads, because they cost less t
 reach all of them.
 
 What a failure means is rollout.py's for the program and metric.py's for a metric: an outage leaves a verdict missing,
-an answer that cannot be read scores 0. Missing verdicts are in no mean; a metric of which more than `most_missing` are
-missing is *indecisive*, and its mean is shown nowhere, though `means` has it. What is broken for every example raises:
-at once if nothing has come yet; later it ends the evaluation early, with what there is (`stopped` says why). So does a
-budget that is used up.
+an answer that cannot be read scores 0, except by people, who judged another. Missing verdicts are in no mean; a metric
+of which more than `most_missing` are missing is *indecisive*, and its mean is shown nowhere, though `means` has it. An
+answer without a field that a metric needs is missing by that metric; if a round of slots brings no other, it raises.
+What is broken for every example raises: at once if nothing has come yet; later it ends the evaluation early, with what
+there is (`stopped` says why). So does a budget that is used up.
 
-With a journal, what was answered and judged once is not asked for again: kill it at any moment and call it again.
-Answers that are not JSON (objects) are kept only once all their verdicts are.
+With a journal, what was answered and judged once is not asked for again: kill it at any moment and call it again. An
+answer is kept as JSON, and comes back with the types of the program's signatures. One of which that does not make the
+same again (an object of a program's own) cannot be judged later: it counts as kept once all its verdicts are, and is
+asked for again as long as one is missing.
 
 Not covered: examples that depend on each other (the intervals take them for independent); several metrics at once
 (each interval is 95 % sure by itself); repeats of a predictor that has an LM of its own behind DSPy's cache; a program
-that is not safe to run in several threads (`slots=1`).
+that is not safe to run in several threads (`slots=1`); what is spent through an LM of somebody else's that bears the
+name of one of ours; what a metric keeps in a score besides JSON (it goes by its kind).
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import math
 import threading
@@ -42,13 +47,15 @@ import numpy as np
 
 from dspy_selfimprove import files
 from dspy_selfimprove.budget import ROLES, Spend
+from dspy_selfimprove.case import Case
 from dspy_selfimprove.errors import BudgetExhausted, DataError, SelfImproveError, UsageError
+from dspy_selfimprove.judges.slip import TOO_LONG, Slip, silence
 from dspy_selfimprove.measure import Human, Judged
 from dspy_selfimprove.message import FrozenDict, digest, freeze, thaw
 from dspy_selfimprove.metric import Metric, Metrics, metric_of
 from dspy_selfimprove.pool import Pool, Task
 from dspy_selfimprove.progress import step
-from dspy_selfimprove.rollout import Rollout, Subject, explained, is_whole, plain, questions, restored
+from dspy_selfimprove.rollout import Rollout, Subject, explained, plain, questions
 from dspy_selfimprove.sample import Direction, EvalKind
 from dspy_selfimprove.score import Score, Scorecard
 from dspy_selfimprove.statistics import Estimate, Floats, estimate_mean, estimate_population
@@ -66,6 +73,7 @@ SLOTS: Final = 16  # for a program whose LM does not say how many calls it takes
 MOST_MISSING: Final = 0.05
 ENDED: Final = "the evaluation ended before it"
 NO_ANSWER: Final = "no answer: "
+ANOTHER: Final = "people judged the recorded answer, and this is another"
 FORMAT: Final = 1
 _LEAST_SILENCE: Final = 8
 _PATIENCE: Final = 3  # rounds of slots without an answer, once there were answers
@@ -423,7 +431,8 @@ def evaluate(
 
     The program's LM is the one of `dspy.context(lm=...)`, or its own. Examples are samples or dspy.Examples with inputs
     set; metrics are Metrics, or what `metric_of` makes one of. `slots` answers or verdicts are under way at a time: as
-    many as the LM's Models allow, unless given. `repeats` answers each example more than once, and judges each answer
+    many as the LM's Models allow, unless given. More than those wait for one another, which is not counted in how long
+    an answer took. `repeats` answers each example more than once, and judges each answer
     anew; an example's score is their mean.
 
     >>> import dspy
@@ -509,6 +518,8 @@ class _Run:
         self._tries: dict[tuple[int, int], _Try] = {}
         self.versions = {each.name: each.version for each in self.metrics}  # a function's may change while it runs
         self._judged: Counter[str] = Counter()  # verdicts that came, by metric
+        self._lacking: Counter[str] = Counter()  # answers without what a metric needs
+        self._lacks: dict[str, UsageError] = {}  # and the first error that said so
         self._finished = self._answers = self._silent = self._remembered = 0
         self._stopped: str | None = None
         self._lock = threading.Lock()
@@ -522,6 +533,10 @@ class _Run:
         )
         with step("Evaluating", shown=show) as done:
             self.pool.run(tasks, look=lambda: done(self._finished, total))
+        if self._stopped is None:
+            for name, error in self._lacks.items():
+                if not self._judged[name]:
+                    raise error
         return Evaluation(
             outcomes=tuple(self._outcomes()),
             metrics=tuple(_measured(each, self.versions[each.name]) for each in self.metrics),
@@ -547,7 +562,7 @@ class _Run:
     def _answer(self, place: int, repeat: int) -> list[Task]:
         question = self.questions[place]
         key = digest([self.version, question.id, question.fingerprint, repeat], 32)
-        rollout, prediction, known = self._kept(key, repeat)
+        rollout, prediction, known, key = self._kept(key)
         if rollout is None:
             try:
                 rollout, prediction, error = self.subject.run(question, repeat)
@@ -559,7 +574,7 @@ class _Run:
                 self._without(rollout.failure, error)
                 return []
             if self.journal is not None:
-                whole = prediction is None or is_whole(rollout, prediction)
+                whole = prediction is None or self.subject.is_whole(rollout, prediction)
                 about = {"candidate": self.candidate, "example": question.id, "repeat": repeat}
                 self.journal.append("rollout", key, {**about, "whole": whole, "rollout": rollout.to_json()})
                 known = self._known(key, rollout)
@@ -567,7 +582,7 @@ class _Run:
             self._answers += 1
             self._silent = 0
         if rollout.fault is not None:
-            self._put(place, rollout, dict.fromkeys(self.metrics.names, Score(0.0, feedback=rollout.fault)))
+            self._put(place, rollout, {each.name: _faulty(each, rollout.fault) for each in self.metrics})
             return []
         self._put(place, rollout, known)
         return [
@@ -580,10 +595,15 @@ class _Run:
         question = self.questions[place]
         rollout = self._tries[place, repeat].rollout
         try:
-            score = metric.score(question.example, prediction, repeat=repeat)
+            score = _as_json(metric.score(question.example, prediction, repeat=repeat))
         except SelfImproveError as broken:
+            case = Case(question.example, prediction)
+            lacking = [name for name in metric.needs if not case.has(name)]
             anything = self._judged[metric.name] > 0
-            if anything and isinstance(broken, UsageError):
+            if isinstance(broken, UsageError) and lacking:
+                self._without_fields(metric, broken)
+                score = Score.missing(f"neither the example nor its answer has {_listed(lacking)}")
+            elif isinstance(broken, UsageError) and anything:
                 score = Score.missing("the metric cannot use this answer")
             else:
                 self._broken(broken, anything=anything)
@@ -600,18 +620,24 @@ class _Run:
         self._put(place, rollout, {metric.name: score})
         return []
 
-    def _kept(self, key: str, repeat: int) -> tuple[Rollout | None, Any, dict[str, Score]]:
-        """What the journal holds of an answer: itself, its prediction, and the verdicts on it."""
-        kept = None if self.journal is None else self.journal.get("rollout", key)
-        if kept is None:
-            return None, None, {}
-        rollout = Rollout.from_json(kept["rollout"])
-        known = self._known(key, rollout)
-        if rollout.fault is None and not kept["whole"] and len(known) < len(self.metrics):
-            return None, None, {}
-        with self._lock:
-            self._remembered += 1
-        return rollout, None if rollout.fault is not None else restored(rollout), known
+    def _kept(self, key: str) -> tuple[Rollout | None, Any, dict[str, Score], str]:
+        """What the journal holds of an answer: itself, its prediction, the verdicts on it, and its key there.
+
+        Of several, since one that is not whole may have been asked for again, the first that can be used; if there is
+        none, the key for the next.
+        """
+        for number in itertools.count():
+            own = f"{key}-{number}" if number else key
+            kept = None if self.journal is None else self.journal.get("rollout", own)
+            if kept is None:
+                return None, None, {}, own
+            rollout = Rollout.from_json(kept["rollout"])
+            known = self._known(own, rollout)
+            if rollout.fault is not None or kept["whole"] or len(known) == len(self.metrics):
+                with self._lock:
+                    self._remembered += 1
+                return rollout, None if rollout.fault is not None else self.subject.restored(rollout), known, own
+        raise AssertionError("unreachable")
 
     def _known(self, key: str, rollout: Rollout) -> dict[str, Score]:
         assert self.journal is not None
@@ -627,7 +653,8 @@ class _Run:
         with self._lock:
             entry = self._tries.setdefault((place, rollout.repeat), _Try(rollout))
             entry.scores.update(scores)
-            self._judged.update(name for name, score in scores.items() if not score.is_missing)
+            if rollout.fault is None:  # which no metric judged
+                self._judged.update(name for name, score in scores.items() if not score.is_missing)
             self._finished += len(entry.scores) == len(self.metrics)
 
     # When it cannot go on.
@@ -640,9 +667,21 @@ class _Run:
             self._stopped = self._stopped or error.problem.rstrip(".")
         self.pool.stop()
 
+    @property
+    def _round(self) -> int:
+        return max(_LEAST_SILENCE, self.pool.size)
+
+    def _without_fields(self, metric: Metric, error: UsageError) -> None:
+        """No verdict, for this answer lacks what the metric needs; if so far all do, say so instead of going on."""
+        with self._lock:
+            self._lacking[metric.name] += 1
+            first = self._lacks.setdefault(metric.name, error)
+            if self._lacking[metric.name] >= self._round and not self._judged[metric.name]:
+                raise first
+
     def _without(self, reason: str, error: Exception | None) -> None:
         """No answer this time; if there is none at any time, say so instead of going on."""
-        round_of = max(_LEAST_SILENCE, self.pool.size)
+        round_of = self._round
         with self._lock:
             self._silent += 1
             silent, answers = self._silent, self._answers
@@ -687,13 +726,22 @@ class _Run:
         for old, new in zip(before, after, strict=True):
             for role in ROLES:
                 spent[role] += new[role] - old[role]
-        if not self.subject.is_accounted:
-            # An LM of somebody else's tells what it used, not how often it was asked.
-            for each in self._tries.values():
-                used, dollars = each.rollout.tokens, each.rollout.dollars
-                if used is not None:
-                    spent["worker"] += Spend(1, used.input + used.output, dollars or 0.0)
+        spent["worker"] += self.subject.unaccounted
         return FrozenDict({role: spend for role, spend in spent.items() if spend != Spend()})
+
+
+def _faulty(metric: Metric, fault: str) -> Score:
+    """The program's own fault is 0; but people said nothing of this answer."""
+    return Score.missing(ANOTHER) if isinstance(metric.measure, Human) else Score(0.0, feedback=fault)
+
+
+def _as_json(score: Score) -> Score:
+    """A score that can be kept: a metric may put anything into it."""
+    return Score.from_json(plain(score.to_json()))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _as_metrics(metrics: Metrics | Metric | Sequence[Any]) -> Metrics:
@@ -764,6 +812,8 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             f"{name}: {100 * evaluation.share_missing(name):.0f} % of the verdicts are missing, more than the "
             f"{100 * evaluation.most_missing:g} % that a number can stand."
         )
+        if remedy := _remedy(evaluation.missing[name]):
+            yield f"{name}: {remedy}"
     reasons: dict[str, list[str]] = {}
     for name, counted in evaluation.missing.items():
         for reason, count in counted.items():
@@ -772,6 +822,16 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
         yield f"{', '.join(names)}: {said}"
     if evaluation.faults:
         yield f"{evaluation.faults:,} answers could not be read, which is the program's own fault: they score 0."
+
+
+def _remedy(reasons: Mapping[str, int]) -> str:
+    """What to do about a judge of which most verdicts are missing: what it would say itself, were there more of them.
+
+    The reasons are in the order of how often they came.
+    """
+    common = next((reason for reason in reasons if reason != ENDED), "")
+    is_judges = common == TOO_LONG or common.startswith(("the judge", "the evaluator"))
+    return silence("", 0, Slip(common)).remedy if is_judges else ""
 
 
 def _foot(evaluation: Evaluation) -> tuple[str, ...]:

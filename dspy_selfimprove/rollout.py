@@ -10,21 +10,32 @@
     the budget is used up                     raises
 
 `seconds`, `tokens` and `dollars` are put on the prediction, where metrics find them. The seconds are those from the
-call to the answer, pauses after an outage included.
+call to the answer, pauses after an outage included; the time in which it only waited for a slot of its Models is taken
+off, so that they do not depend on how many others were asked meanwhile.
 
 Not covered: tokens and dollars of an LM that tells DSPy no usage, or that no price is known of; a program that changes
-with what it was asked before; what `version` cannot see of a program: code outside its classes, and objects it holds.
+with what it was asked before; what `version` cannot see of a program: code outside its classes, and objects it holds;
+waits for a slot in threads of the program's own that do not have its context.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
+from dspy_selfimprove.budget import Spend
 from dspy_selfimprove.case import CHAT, Case
 from dspy_selfimprove.errors import BadAnswer, Outage, Refused, SelfImproveError, UsageError
 from dspy_selfimprove.judges.helpers import run_on_loop
@@ -33,6 +44,7 @@ from dspy_selfimprove.message import FrozenDict, digest, freeze, thaw
 from dspy_selfimprove.model import Model
 from dspy_selfimprove.outage import failure_of
 from dspy_selfimprove.sample import Sample
+from dspy_selfimprove.slots import Waits
 from dspy_selfimprove.wire import Tokens
 
 if TYPE_CHECKING:
@@ -146,7 +158,7 @@ def _question(example: Any) -> Question:
     case = Case(example, {})
     content = example.to_json() if isinstance(example, Sample) else {**case.given, "": sorted(inputs)}
     fingerprint = digest(plain({name: value for name, value in content.items() if name != "dspy_uuid"}))
-    named, weight = case.given.get("id"), case.given.get("weight", 1.0)
+    named, weight = case.given.get("id"), _scalar(case.given.get("weight", 1.0))
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise UsageError("The weight of an example is not above zero.", remedy="Leave out what should not count.")
     return Question(
@@ -162,11 +174,17 @@ def _question(example: Any) -> Question:
 
 def _short(value: Any) -> int | str | None:
     """What can name a group: a whole number, or a few words on one line."""
+    value = _scalar(value)
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):
         return value
     return value if isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and "\n" not in value else None
+
+
+def _scalar(value: Any) -> Any:
+    """A number of numpy's, which frames and clustering give, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _LONGEST_NAME: Final = 40
@@ -184,23 +202,25 @@ class Subject:
                 f"{type(program).__name__} is not a program.", remedy="Pass a dspy.Module, or a ChatProgram(prompt)."
             )
         self.program = program
-        predictors = program.predictors()
-        lms = [predictor.lm or dspy.settings.lm for predictor in predictors] or [dspy.settings.lm]
-        if predictors and any(lm is None for lm in lms):
+        lms = [predictor.lm or dspy.settings.lm for predictor in program.predictors()] or [dspy.settings.lm]
+        if program.predictors() and any(lm is None for lm in lms):
             raise UsageError(
                 "No LM is configured for the program.",
                 remedy='Use `with dspy.context(lm=models.lm("worker")):`, or program.set_lm(...).',
             )
-        self._lms = {lm.model: lm for lm in lms if lm is not None}
-        self._prices = {name: _price(lm) for name, lm in self._lms.items()}
-        self._callers = [caller for lm in self._lms.values() if (caller := _caller(lm)) is not None]
+        self._lms = list({id(lm): lm for lm in lms if lm is not None}.values())
+        self._prices = _prices(self._lms)
+        self._callers = [caller for lm in self._lms if (caller := _caller(lm)) is not None]
+        self._accounted = {lm.model for lm in self._lms if _caller(lm) is not None}
         if self._callers:
             import openai  # noqa: F401  (here, so that its seconds are not those of the first answers)
         self._is_async = not hasattr(type(program), "forward") and hasattr(type(program), "aforward")
+        self._unaccounted = Spend()
+        self._lock = threading.Lock()
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(sorted(self._lms))
+        return tuple(sorted({lm.model for lm in self._lms}))
 
     @property
     def slots(self) -> int | None:
@@ -212,9 +232,13 @@ class Subject:
         return [caller.ledger for caller in self._callers]
 
     @property
-    def is_accounted(self) -> bool:
-        """Whether every call is on a ledger of ours."""
-        return len(self._callers) == len(self._lms)
+    def unaccounted(self) -> Spend:
+        """What its runs used of LMs that are not ours and have no ledger.
+
+        DSPy tells usage by the name of an LM: one that bears the name of one of ours goes by that one's ledger.
+        """
+        with self._lock:
+            return self._unaccounted
 
     @property
     def candidate(self) -> str | None:
@@ -226,6 +250,8 @@ class Subject:
     @property
     def version(self) -> str:
         """A hash of what decides its answers, as far as it can be known."""
+        import dspy
+
         from dspy_selfimprove.program import ChatProgram
 
         parts: list[Any] = []
@@ -234,16 +260,20 @@ class Subject:
             parts.append([name, f"{kind.__module__}:{kind.__qualname__}", _source(kind)])
             if isinstance(module, ChatProgram):
                 parts.append(module.prompt.to_json())
-            own = {key: value for key, value in vars(module).items() if isinstance(value, str | int | float | bool)}
-            parts.append(plain({key: value for key, value in own.items() if key not in _PASSING}))
+            own = {key: value for key, value in vars(module).items() if key not in _PASSING}
+            plainly = {key: value for key, value in own.items() if isinstance(value, str | int | float | bool)}
+            parts += [plain(plainly), {key: _told(value) for key, value in own.items() if _is_adapter(value)}]
         for name, predictor in self.program.named_predictors():
-            state = {key: value for key, value in predictor.dump_state().items() if key != "lm"}
+            alone = copy.copy(predictor)
+            alone.lm = None  # which may be one that DSPy cannot save
+            state = alone.dump_state()
             parts.append([name, plain(state), plain(predictor.config), predictor.signature.instructions])
-        for name, lm in sorted(self._lms.items()):
-            caller = _caller(lm)
-            address = [caller.model.name, caller.model.base_url] if caller is not None else []
-            settings = {key: value for key, value in lm.kwargs.items() if "key" not in key}
-            parts.append([name, plain(settings), *address])
+            parts.append([_schema(each.annotation) for each in predictor.signature.output_fields.values()])
+            parts.append(_told(predictor.lm or dspy.settings.lm))
+        if not self.program.predictors():
+            parts.append(_told(dspy.settings.lm))
+        if not isinstance(self.program, ChatProgram):  # which brings its own
+            parts.append(_told(dspy.settings.adapter or dspy.ChatAdapter()))
         return digest(parts)
 
     @property
@@ -271,16 +301,19 @@ class Subject:
         """The rollout, the prediction itself, and the error that took its place."""
         import dspy
 
-        began, start = time.time(), time.perf_counter()
+        began, start, waits = time.time(), time.perf_counter(), Waits()
+
+        def seconds() -> float:
+            return max(0.0, time.perf_counter() - start - waits.seconds)
+
         # A trace of its own: DSPy's usual one is shared by all threads, and grows.
-        with dspy.context(trace=[], **self._uncached(repeat)), dspy.track_usage() as usage:
+        with dspy.context(trace=[], **self._uncached(repeat)), dspy.track_usage() as usage, waits.watched():
             try:
                 prediction = _prediction(self._called(thaw_inputs(question.inputs)))
             except Exception as error:
-                made = Rollout(repeat, seconds=time.perf_counter() - start, time=began, **_meaning(error))
+                made = Rollout(repeat, seconds=seconds(), time=began, **meaning_of(error))
                 return self._with_usage(made, usage), None, error
-        rollout = Rollout(repeat, plain(dict(prediction.items())), time.perf_counter() - start, time=began)
-        rollout = self._with_usage(rollout, usage)
+        rollout = self._with_usage(Rollout(repeat, plain(dict(prediction.items())), seconds(), time=began), usage)
         _put(prediction, rollout)
         return rollout, prediction, None
 
@@ -297,37 +330,88 @@ class Subject:
         return run_on_loop(lambda: self.program.acall(**inputs))
 
     def _with_usage(self, rollout: Rollout, usage: Any) -> Rollout:
-        tokens, dollars, is_priced = Tokens(), 0.0, True
+        total, is_priced, dollars = Tokens(), True, 0.0
+        foreign = Spend()
         for name, entries in usage.usage_data.items():
             price = self._prices.get(name)
             for entry in entries:
-                details = entry.get("prompt_tokens_details") or {}
-                used = Tokens(
-                    int(entry.get("prompt_tokens") or entry.get("input_tokens") or 0),
-                    int(entry.get("completion_tokens") or entry.get("output_tokens") or 0),
-                    int(details.get("cached_tokens") or entry.get("cache_read_tokens") or 0),
-                )
-                tokens = Tokens(tokens.input + used.input, tokens.output + used.output, tokens.cached + used.cached)
+                used = _tokens(entry)
+                total = Tokens(total.input + used.input, total.output + used.output, total.cached + used.cached)
                 is_priced = is_priced and price is not None
-                dollars += price.of(used) if price is not None else 0.0
+                cost = price.of(used) if price is not None else 0.0
+                dollars += cost
+                if name not in self._accounted:
+                    foreign += Spend(1, used.input + used.output, cost)
+        with self._lock:
+            self._unaccounted += foreign
         if not usage.usage_data:
             return rollout
-        return replace(rollout, tokens=tokens, dollars=dollars if is_priced else None)
+        return replace(rollout, tokens=total, dollars=dollars if is_priced else None)
+
+    # Answers that were kept.
+
+    def restored(self, rollout: Rollout) -> Any:
+        """The prediction of a rollout that was kept, with the types of the program's signatures."""
+        import dspy
+
+        prediction = dspy.Prediction(**self._typed(thaw(rollout.output)))
+        _put(prediction, rollout)
+        return prediction
+
+    def is_whole(self, rollout: Rollout, prediction: Any) -> bool:
+        """Whether the prediction can be had back from the rollout: JSON does not hold everything."""
+        fields = {name: value for name, value in prediction.items() if name not in TAKEN or name in rollout.output}
+        known = self._typed(thaw(rollout.output))
+        return known.keys() == fields.keys() and all(_is_same(known[name], fields[name]) for name in known)
+
+    def _typed(self, output: dict[str, Any]) -> dict[str, Any]:
+        from pydantic import ValidationError
+
+        for name, adapter in self._types.items():
+            if name in output:
+                with suppress(ValidationError):  # of another type than its field: left as it is
+                    output[name] = adapter.validate_json(json.dumps(output[name]), strict=True)
+        return output
+
+    @functools.cached_property
+    def _types(self) -> dict[str, Any]:
+        """The types that its predictors give their outputs, where they are more than JSON's and agree on them."""
+        found: dict[str, list[Any]] = {}
+        for predictor in self.program.predictors():
+            for name, each in predictor.signature.output_fields.items():
+                found.setdefault(name, []).append(each.annotation)
+        agreed = {name: kinds[0] for name, kinds in found.items() if all(kind == kinds[0] for kind in kinds)}
+        made = {name: _type_adapter(kind) for name, kind in agreed.items() if kind not in (str, int, float, bool)}
+        return {name: adapter for name, adapter in made.items() if adapter is not None}
 
 
-def restored(rollout: Rollout) -> Any:
-    """The prediction of a rollout that was kept."""
-    import dspy
+def _is_same(known: Any, value: Any) -> bool:
+    if type(known) is not type(value) and (isinstance(value, Enum) or not isinstance(value, type(known))):
+        return False
+    try:
+        return bool(known == value)
+    except Exception:  # an array, of which no one can say so
+        return False
 
-    prediction = dspy.Prediction(**thaw(rollout.output))
-    _put(prediction, rollout)
-    return prediction
+
+def _type_adapter(kind: Any) -> Any:
+    from pydantic import PydanticUserError, TypeAdapter
+
+    try:
+        return TypeAdapter(kind)
+    except (PydanticUserError, TypeError, NameError):
+        return None
 
 
-def is_whole(rollout: Rollout, prediction: Any) -> bool:
-    """Whether the prediction can be had back from the rollout: JSON does not hold everything."""
-    fields = {name: value for name, value in prediction.items() if name not in TAKEN or name in rollout.output}
-    return bool(thaw(rollout.output) == fields)
+def _schema(kind: Any) -> Any:
+    """A type as JSON: an adapter tells the model of it."""
+    from pydantic import PydanticUserError
+
+    adapter = _type_adapter(kind)
+    try:
+        return _told(kind) if adapter is None else plain(adapter.json_schema())
+    except (PydanticUserError, TypeError, ValueError):
+        return _told(kind)
 
 
 def thaw_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,7 +438,7 @@ def _put(prediction: Any, rollout: Rollout) -> None:
             prediction[name] = value.input + value.output if isinstance(value, Tokens) else value
 
 
-def _meaning(error: Exception) -> dict[str, Any]:
+def meaning_of(error: Exception) -> dict[str, Any]:
     """What it means that a program raised; raises what no other example would escape."""
     if _is_unreadable(error):
         return {"fault": UNREADABLE}
@@ -428,6 +512,24 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in sorted(names)) or "nothing"
 
 
+def _tokens(entry: Mapping[str, Any]) -> Tokens:
+    details = entry.get("prompt_tokens_details") or {}
+    return Tokens(
+        int(entry.get("prompt_tokens") or entry.get("input_tokens") or 0),
+        int(entry.get("completion_tokens") or entry.get("output_tokens") or 0),
+        int(details.get("cached_tokens") or entry.get("cache_read_tokens") or 0),
+    )
+
+
+def _prices(lms: Iterable[Any]) -> dict[str, Any]:
+    """By name, as DSPy tells usage; None where two of one name have two prices."""
+    found: dict[str, Any] = {}
+    for lm in lms:
+        price = _price(lm)
+        found[lm.model] = price if found.get(lm.model, price) == price else None
+    return found
+
+
 def _price(lm: Any) -> Any:
     if (caller := _caller(lm)) is not None:
         return caller.price
@@ -437,6 +539,33 @@ def _price(lm: Any) -> Any:
 def _caller(lm: Any) -> Any:
     """Our own way to the model, if this LM goes it."""
     return getattr(getattr(lm, "engine", None), "caller", None)
+
+
+def _is_adapter(value: Any) -> bool:
+    import dspy
+
+    return isinstance(value, dspy.Adapter)
+
+
+def _told(value: Any) -> Any:
+    """What a version tells of an LM, an adapter, and what an adapter holds: what decides answers, and no key."""
+    import dspy
+
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, dspy.BaseLM):
+        caller = _caller(value)
+        address = [caller.model.name, caller.model.base_url] if caller is not None else []
+        settings = {name: each for name, each in value.kwargs.items() if "key" not in name}
+        return [_told(type(value)), value.model, plain(settings), *address]
+    if isinstance(value, dspy.Adapter):
+        held = {name: _told(each) for name, each in vars(value).items() if name != "callbacks"}
+        return [_told(type(value)), _source(type(value)), held]
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    if isinstance(value, str | int | float | bool | None):
+        return plain(value)
+    return _told(type(value))
 
 
 def _source(kind: type) -> str:
@@ -451,6 +580,8 @@ def _source(kind: type) -> str:
 
 def plain(value: Any) -> Any:
     """`value` as strict JSON; what JSON does not have goes by its kind."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, str | bool | int | None):
         return value
     if isinstance(value, float):

@@ -2,7 +2,8 @@
 
 Rollouts, judges and the coach share it, so a slot that one of them leaves is taken by whoever waits longest. Threads
 and event loops wait in the same queue. It measures how much of its time it was in use, which is how a search that
-leaves slots idle is found out. Not covered: several processes, and priorities (the scheduler decides what asks).
+leaves slots idle is found out; a `Waits` measures how long one piece of work had to wait for them. Not covered: several
+processes, and priorities (the scheduler decides what asks).
 """
 
 from __future__ import annotations
@@ -10,10 +11,65 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from dspy_selfimprove.errors import UsageError
+
+
+class Waits:
+    """The seconds in which the work inside `watched()` wanted a slot and had none. While it has one it does not wait.
+
+    >>> slots, waits = Slots(1), Waits()
+    >>> with waits.watched():
+    ...     slots.ask().result()
+    ...     slots.give()
+    >>> waits.seconds
+    0.0
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._wants = self._has = 0
+        self._since = self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        self._count(0, 0)
+        return self._seconds
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        token = _waits.set(self)
+        try:
+            yield
+        finally:
+            _waits.reset(token)
+
+    def _count(self, wants: int, has: int) -> None:
+        with self._lock:
+            now = self._clock()
+            if self._wants and not self._has:
+                self._seconds += now - self._since
+            self._since = now
+            self._wants += wants
+            self._has += has
+
+    def _begin(self, turn: Future[None]) -> None:
+        if turn.done():
+            self._count(0, +1)
+            return
+        self._count(+1, 0)
+        turn.add_done_callback(lambda done: self._count(-1, 0 if done.cancelled() else +1))
+
+    def _end(self) -> None:
+        self._count(0, -1)
+
+
+_waits: ContextVar[Waits | None] = ContextVar("waits", default=None)
 
 
 class Slots:
@@ -48,10 +104,14 @@ class Slots:
                 turn.set_result(None)
             else:
                 self._waiting.append(turn)
+        if (waits := _waits.get()) is not None:
+            waits._begin(turn)
         return turn
 
     def give(self) -> None:
         """Hand a slot back: to the first who still waits, else to the pool."""
+        if (waits := _waits.get()) is not None:
+            waits._end()
         with self._lock:
             while self._waiting:
                 # A waiter that was cancelled meanwhile must not take the slot with it.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 12  # characters of a bar
 _NAME: Final = 12  # characters that the first column keeps in a narrow terminal
 _COLOURS: Final = {"good": "green", "bad": "red", "weak": "dim"}
+_SPACED: Final = "padding:2px 12px 2px 0"
 _HUES: Final = {"good": "color:#2e9e4f", "bad": "color:#d1453b", "weak": "opacity:.6"}
 
 
@@ -127,18 +128,26 @@ class Table:
     def to_html(self) -> str:
         left, right = "text-align:left", "text-align:right"
         aligned = [right if number and self._is_number(number) else left for number in range(len(self.columns))]
-        head = "".join(
-            f"<th style='{side};white-space:pre'>{escape(name)}</th>"
-            for name, side in zip(self.columns, aligned, strict=True)
-        )
+        head = "".join(f"<th style='{side};{_SPACED}'>{self._head(number)}</th>" for number, side in enumerate(aligned))
         body = "".join(
             "<tr>" + "".join(_html(cell, side) for cell, side in zip(row, aligned, strict=True)) + "</tr>"
             for row in self.rows
         )
         notes = "".join(f"<div style='color:#b7791f'>{escape(note)}</div>" for note in self.notes)
         notes += "".join(f"<div style='opacity:.6'>{escape(line)}</div>" for line in self.foot)
-        grid = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.rows else ""
+        grid = (
+            f"<table style='border-collapse:collapse'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            if self.rows
+            else ""
+        )
         return f"<div><b>{escape(self.title)}</b>{grid}{notes}</div>"
+
+    def _head(self, column: int) -> str:
+        name = self.columns[column]
+        if not any(isinstance(row[column], Bar) for row in self.rows):
+            return escape(name)
+        ends = "".join(f"<span>{escape(end)}</span>" for end in name.split())
+        return f"<div style='display:flex;justify-content:space-between;width:120px'>{ends}</div>"
 
 
 def scale(start: float, end: float) -> str:
@@ -160,6 +169,6 @@ def _rich(cell: Content) -> Any:
 
 def _html(cell: Content, side: str) -> str:
     if isinstance(cell, Bar):
-        return f"<td>{cell.to_html()}</td>"
+        return f"<td style='{_SPACED}'>{cell.to_html()}</td>"
     style = f"{side};{_HUES[cell.meaning]}" if isinstance(cell, Cell) and cell.meaning else side
-    return f"<td style='{style}'>{escape(_text(cell))}</td>"
+    return f"<td style='{style};{_SPACED}'>{escape(_text(cell))}</td>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import dspy
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspy_selfimprove.calibration import Calibration
 from dspy_selfimprove.comparison import Comparison, compare
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.evaluation import Evaluation, Measured, Outcome, evaluate
 from dspy_selfimprove.metric import metric_of
 from dspy_selfimprove.rollout import Rollout
 from dspy_selfimprove.score import Score, Scorecard
-from dspy_selfimprove.statistics import estimate_difference, estimate_mean, estimate_population
+from dspy_selfimprove.statistics import Estimate, estimate_difference, estimate_mean, estimate_population
 
 MISSING = Score.missing("the judge did not answer in time")
 
@@ -55,6 +57,32 @@ def test_pairs_show_what_two_separate_means_could_not() -> None:
     assert compare(before, before)["right"].verdict == "not shown"
     assert compare(before, after, least=0.2)["right"].verdict == "not shown"
     assert compare(before, after, least=0.001)["right"].verdict == "better"
+
+
+def test_what_matters_can_be_said_of_each_metric() -> None:
+    hard = [n / 60 for n in range(50)]
+    before, after = evaluation(hard), evaluation([value + 0.1 for value in hard])
+    assert compare(before, after, least={"right": 0.2})["right"].verdict == "not shown"
+    assert compare(after, before, least={"right": 0.2})["right"].verdict == "not shown"
+    found = compare(before, after, least={"right": 0.02})
+    assert found["right"].verdict == "better"
+    assert "right: a difference counts from 0.02 on." in str(found)
+    assert compare(before, after, least={})["right"].verdict == "better"
+    with pytest.raises(UsageError, match="no metric 'wrong' in both"):
+        compare(before, after, least={"wrong": 0.1})
+    with pytest.raises(UsageError, match="share of the scale"):
+        compare(before, after, least={"right": math.nan})
+
+
+def test_what_a_calibration_believes_can_be_what_matters() -> None:
+    """Two prompts that are the same, and a judge that by chance says of each example what makes the second better."""
+    noise = Estimate(0.3, 0.25, 0.35, 0.95, 30)
+    judge = Calibration("right", "1", "openai/x", 30, 5, 600, noise, noise, 0.1)
+    before, after = evaluation([0.4] * 30), evaluation([0.6] * 30)
+    assert compare(before, after)["right"].verdict == "better"
+    assert compare(before, after, least={"right": judge.believable(30, spread=0)})["right"].verdict == "not shown"
+    many = compare(evaluation([0.2] * 80), evaluation([0.8] * 80), least={"right": judge.believable(80, spread=0)})
+    assert many["right"].verdict == "better"
 
 
 def test_few_examples_show_nothing() -> None:

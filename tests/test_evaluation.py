@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import dspy
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ from dspy_selfimprove.prompt import ChatPrompt
 from dspy_selfimprove.rehearsal import RehearsalModel, World, lm, serve
 from dspy_selfimprove.rehearsal.fault import Faults, Latency
 from dspy_selfimprove.rehearsal.server import Served
-from dspy_selfimprove.rollout import TOO_LONG, UNREADABLE, Rollout
+from dspy_selfimprove.rollout import TOO_LONG, UNREADABLE, Rollout, Subject, plain, questions
 from dspy_selfimprove.sample import Sample
 from dspy_selfimprove.score import Score, Scorecard
 from dspy_selfimprove.statistics import estimate_mean, estimate_population
@@ -187,6 +189,17 @@ def test_repeats_are_not_answered_by_dspys_cache() -> None:
     assert found.spent["worker"].calls == 6
 
 
+def test_the_wait_for_a_slot_is_not_how_long_an_answer_took() -> None:
+    with serve(RehearsalModel(seed=1), latency=Latency.fixed(0.1)) as server:
+        models = Models(Model(name="openai/rehearsal", base_url=server.url, api_key="none"), slots=2)
+        with dspy.context(lm=models.lm("worker")):
+            found = run(PROGRAM, samples(12), "brevity", slots=12)
+    assert found.seconds >= 0.6, "two at a time"
+    took = [outcome.rollouts[0].seconds for outcome in found.outcomes]
+    assert min(took) >= 0.1
+    assert max(took) < 0.4
+
+
 def test_an_lm_of_somebody_elses_will_do() -> None:
     from dspy.utils import DummyLM
 
@@ -195,6 +208,71 @@ def test_an_lm_of_somebody_elses_will_do() -> None:
     with dspy.context(lm=DummyLM([{"answer": "4"}] * 6)):
         found = run(dspy.Predict("question -> answer"), examples, exact)
     assert (found["exact"].value, found.slots) == (pytest.approx(1.0), 16)
+
+
+class TwoSteps(dspy.Module):
+    def __init__(self, *lms: Any) -> None:
+        super().__init__()
+        self.first, self.second = dspy.Predict("question -> answer"), dspy.Predict("answer -> short")
+        self.first.lm, self.second.lm = lms or (None, None)
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.second(answer=self.first(question=question).answer)
+
+
+ASKED = [dspy.Example(question=f"{n}?").with_inputs("question") for n in range(6)]
+ALWAYS = metric_of(lambda prediction: 1.0, name="always")
+
+
+def tokens_of(found: Evaluation) -> int:
+    every = [rollout.tokens for outcome in found.outcomes for rollout in outcome.rollouts]
+    return sum(each.input + each.output for each in every)
+
+
+def test_what_others_lms_used_is_counted_once_and_by_the_call(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "run.db") as journal, dspy.context(lm=lm(seed=1)):
+        first, again = (run(TwoSteps(), ASKED, ALWAYS, journal=journal) for _ in range(2))
+    assert (first.spent["worker"].calls, first.spent["worker"].tokens) == (12, tokens_of(first))
+    assert (again.remembered, again.spent, tokens_of(again)) == (6, {}, tokens_of(first))
+
+
+def test_what_is_on_a_ledger_is_not_counted_again_beside_an_lm_of_somebody_elses(models: Models) -> None:
+    others = lm(seed=1)
+    found = run(TwoSteps(others, models.lm("worker")), ASKED, ALWAYS)
+    assert (others.engine.counts().calls, models.ledger.total.calls) == (6, 6)
+    assert (found.spent["worker"].calls, found.spent["worker"].tokens) == (12, tokens_of(found))
+    assert found.spent["worker"].tokens > models.ledger.total.tokens > 0
+
+
+def test_a_version_knows_each_predictors_lm_and_the_adapter(models: Models) -> None:
+    def version(program: dspy.Module, **settings: Any) -> str:
+        with dspy.context(lm=lm(seed=1), **settings):
+            return Subject(program).version
+
+    cold, hot = models.lm("worker", temperature=0), models.lm("worker", temperature=1)
+    pairs = [version(TwoSteps(*pair)) for pair in ((cold, cold), (cold, hot), (hot, cold), (hot, hot))]
+    assert len(set(pairs)) == 4
+    assert version(TwoSteps(cold, hot)) == pairs[1]
+    kinds: list[Any] = [
+        {},
+        {"adapter": dspy.JSONAdapter()},
+        {"adapter": dspy.ChatAdapter(use_json_adapter_fallback=False)},
+    ]
+    kinds += [{"adapter": dspy.TwoStepAdapter(each)} for each in (cold, hot)]
+    assert len({version(TwoSteps(), **each) for each in kinds}) == 5
+    assert version(TwoSteps(), adapter=dspy.ChatAdapter()) == version(TwoSteps())
+    assert version(PROGRAM, adapter=dspy.JSONAdapter()) == version(PROGRAM), "it brings its own"
+    own = TwoSteps()
+    own.adapter = dspy.JSONAdapter()
+    assert version(own) != version(TwoSteps())
+    assert len({version(dspy.Predict(f"question -> answer: {kind}")) for kind in ("str", "int", "list[int]")}) == 3
+
+
+def test_both_ledgers_count_where_two_lms_bear_one_name(rehearsal: Served) -> None:
+    both = [Models(Model(name="openai/rehearsal", base_url=rehearsal.url, api_key="none"), slots=4) for _ in range(2)]
+    found = run(TwoSteps(*(each.lm("worker") for each in both)), ASKED, ALWAYS)
+    assert found.spent["worker"] == both[0].ledger.total + both[1].ledger.total
+    assert [each.ledger.total.calls for each in both] == [6, 6]
 
 
 # Who may call, and what reaches the threads.
@@ -535,6 +613,86 @@ def test_equal_examples_without_ids_are_examples_of_their_own() -> None:
     ]
 
 
+@pytest.mark.parametrize("lacking", [{0}, {7}, set(range(1, 12))])
+def test_an_answer_without_what_a_metric_needs_is_missing_wherever_it_stands(lacking: set[int]) -> None:
+    class Sometimes(dspy.Module):
+        def forward(self, left: int, right: int) -> dspy.Prediction:
+            return dspy.Prediction(answer=1) if left in lacking else dspy.Prediction(answer=1, colour="red")
+
+    found = run(Sometimes(), sums(12), metric_of(lambda answer, colour: 1.0, name="c"), slots=3)
+    assert found.missing["c"] == {"neither the example nor its answer has 'colour'": len(lacking)}
+    assert found["c"].n == 12 - len(lacking)
+
+
+def test_if_all_answers_lack_it_that_is_said_by_the_end_and_faults_are_no_verdicts() -> None:
+    def unreadable(n: int) -> None:
+        if n < 2:
+            raise dspy.utils.exceptions.AdapterParseError("ChatAdapter", dspy.Signature("a -> b"), "?")
+
+    for count in (1, 4, 300):
+        with pytest.raises(UsageError, match="needs 'colour'"):
+            run(Adder(unreadable), sums(count + 2), metric_of(lambda colour: 1.0, name="c"), slots=2)
+
+
+@pytest.mark.parametrize(
+    ("detail", "kept"),
+    [
+        (math.nan, None),
+        (np.float32(0.5), 0.5),
+        (np.arange(3), (0, 1, 2)),
+        (object(), "object"),
+        ({1: {2}}, {"1": (2,)}),
+    ],
+)
+def test_whatever_a_metric_keeps_beside_its_score_can_be_kept(detail: Any, kept: Any, tmp_path: Path) -> None:
+    strange = metric_of(lambda answer: Score(1.0, details={"seen": detail}), name="strange")
+    with Journal.open(tmp_path / "run.db") as journal:
+        found = [run(Adder(), sums(3), strange, journal=each) for each in (None, journal, journal)]
+    assert found[2].remembered == 3
+    for each in found:
+        assert [outcome.scores["strange"].details["seen"] for outcome in each.outcomes] == [kept] * 3
+        assert Evaluation.load(each.save(tmp_path / "found.json")) == each
+
+
+def test_a_few_examples_without_any_verdict_show_what_to_do() -> None:
+    with serve(RehearsalModel(seed=1)) as good, serve(RehearsalModel(seed=1), faults=Faults(server_error=1.0)) as bad:
+        sound, away = (
+            Model(name="openai/rehearsal", base_url=url, api_key="none", attempts=1) for url in (good.url, bad.url)
+        )
+        models = Models(sound, judge=away)
+        with dspy.context(lm=models.lm("worker")):
+            found = run(PROGRAM, samples(5), [metric_of("helpfulness", models=models), "brevity"])
+    assert found.indecisive == ("helpfulness",)
+    assert "helpfulness: Check that the service of the judge's model is up, and its base URL." in found.table().notes
+
+
+def test_numbers_of_numpys_weigh_and_group() -> None:
+    examples = [
+        dspy.Example(left=n, right=1, weight=np.int64(1 + n % 2), cluster=np.int32(n % 3)).with_inputs("left", "right")
+        for n in range(12)
+    ]
+    found = run(Adder(), examples, ALWAYS)
+    assert [outcome.weight for outcome in found.outcomes] == [1.0, 2.0] * 6
+    assert [outcome.cluster for outcome in found.outcomes] == [0, 1, 2] * 4
+    assert set(found.breakdown("cluster")) == {"0", "1", "2"}
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    for wrong in (np.int64(0), np.float32("nan"), np.bool_(True)):
+        with pytest.raises(UsageError, match="not above zero"):
+            run(Adder(), [dspy.Example(left=1, right=1, weight=wrong).with_inputs("left", "right")], ALWAYS)
+    one, other = (questions([dspy.Example(left=np.int64(n)).with_inputs("left")])[0] for n in (1, 2))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_people_said_nothing_of_an_answer_that_cannot_be_read() -> None:
+    class Stubborn(dspy.Module):
+        def forward(self, conversation: Any, **more: Any) -> dspy.Prediction:
+            raise dspy.utils.exceptions.AdapterParseError("ChatAdapter", dspy.Signature("a -> b"), "?")
+
+    found = run(Stubborn(), samples(3, human=[{"thumb": Score(1.0)}] * 3), [metric_of(human("thumb")), "brevity"])
+    assert found.missing["thumb"] == {"people judged the recorded answer, and this is another": 3}
+    assert (found["brevity"].value, found.faults) == (0.0, 3)
+
+
 def test_people_judged_only_the_recorded_answer() -> None:
     said = [{"thumb": Score(1.0)}] * 3
     with dspy.context(lm=lm(seed=1)):
@@ -599,6 +757,98 @@ def test_what_is_missing_is_asked_for_again_and_what_is_no_json_too(tmp_path: Pa
     assert (asked[0], asked[1], asked[2]) == (1, 2, 2)
     assert third.remembered == 12
     assert (JUDGED[0], JUDGED[1], JUDGED[2]) == (1, 1, 2)
+
+
+class Verdict(pydantic.BaseModel):
+    fits: bool
+    why: str
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Typed(dspy.Signature):
+    left: int = dspy.InputField()
+    verdict: Verdict = dspy.OutputField()
+    moods: list[Mood] = dspy.OutputField()
+
+
+def test_answers_come_back_with_the_types_of_the_signature(tmp_path: Path) -> None:
+    """Though a verdict is missing each time, no answer is paid for again."""
+    asked: Counter[int] = Counter()
+
+    class Judging(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = dspy.Predict(Typed)
+
+        def forward(self, left: int) -> dspy.Prediction:
+            asked[left] += 1
+            said = Verdict(fits=left > 1, why=f"{asked[left]}")
+            return dspy.Prediction(verdict=said, moods=[Mood.GOOD] * left)
+
+    def fits(verdict: Any, moods: Any) -> float:
+        if len(moods) == 2:
+            raise ValueError
+        return float(verdict.fits and moods[0] is Mood.GOOD)
+
+    examples = [dspy.Example(left=n).with_inputs("left") for n in range(1, 5)]
+    with Journal.open(tmp_path / "run.db") as journal, dspy.context(lm=lm(seed=1)):
+        for _ in range(3):
+            found = run(Judging(), examples, metric_of(fits), journal=journal)
+        other = metric_of(lambda verdict: float(verdict.fits), name="other")
+        more = run(Judging(), examples, other, journal=journal)
+    assert set(asked.values()) == {1}
+    assert [card["fits"].value for card in found.scorecards] == [0.0, None, 1.0, 1.0]
+    assert more.values("other").tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("given", ["4", 4, 4.5, True, None, [1], {"a": (1, 2)}, Mood.GOOD, Verdict(fits=True, why="?")])
+@pytest.mark.parametrize("kind", [int, str, int | None, list[str], Mood, Verdict, dict[str, Any]])
+def test_what_counts_as_whole_comes_back_equal(given: Any, kind: Any) -> None:
+    """Whatever the program makes of a field's name."""
+    program = dspy.Predict(dspy.Signature({"left": (int, dspy.InputField()), "answer": (kind, dspy.OutputField())}))
+    with dspy.context(lm=lm(seed=1)):
+        subject = Subject(program)
+    prediction = dspy.Prediction(answer=given)
+    kept = Rollout.from_json(json.loads(json.dumps(Rollout(0, plain(dict(prediction.items()))).to_json())))
+    if subject.is_whole(kept, prediction):
+        back = subject.restored(kept)["answer"]
+        assert (back, type(back)) == (given, type(given))
+    else:
+        assert not isinstance(given, str | int | float | None) or isinstance(given, Mood)
+    if kind in (Mood, Verdict):
+        assert subject.is_whole(kept, prediction) or not isinstance(given, kind)
+
+
+def test_an_object_is_asked_for_again_until_it_was_judged_and_then_no_more(tmp_path: Path) -> None:
+    asked: Counter[int] = Counter()
+
+    class Thing:
+        pass
+
+    def tell(n: int) -> Any:
+        asked[n] += 1
+        return {"told": asked[n], "thing": Thing()}  # another one each time
+
+    def seldom(left: int, answer: Any) -> float:
+        if left == 1 and answer["told"] < 3:
+            raise ValueError
+        return 1.0
+
+    with Journal.open(tmp_path / "run.db") as journal:
+        for _ in range(5):
+            found = run(Adder(tell), sums(3), metric_of(seldom), journal=journal, most_missing=1)
+    assert asked == {0: 1, 1: 3, 2: 1}
+    assert (found.remembered, found["seldom"].n) == (3, 3)
+
+
+def test_an_answer_that_is_an_array_is_judged(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "run.db") as journal:
+        found = run(Adder(lambda n: np.arange(n)), sums(4), metric_of(lambda answer: 1.0, name="m"), journal=journal)
+    assert found["m"].n == 4
 
 
 KILLED = """

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from dspy_selfimprove.errors import UsageError
-from dspy_selfimprove.slots import Slots
+from dspy_selfimprove.slots import Slots, Waits
 
 
 def test_never_more_in_flight_than_slots_for_threads_and_a_loop_together():
@@ -99,6 +99,46 @@ def test_the_share_of_time_in_use_is_measured():
     slots.give()
     now[0] = 20.0
     assert slots.share_busy == pytest.approx(10 / 40)
+
+
+def test_waits_are_the_time_without_a_slot_that_was_wanted():
+    now = [0.0]
+
+    def pass_(seconds):
+        now[0] += seconds
+
+    slots, waits = Slots(2), Waits(clock=lambda: now[0])
+    others = [slots.ask(), slots.ask()]  # somebody else's
+    with waits.watched():
+        pass_(1)  # it wants nothing yet
+        first, second = slots.ask(), slots.ask()
+        pass_(2)  # it has none
+    assert waits.seconds == 2
+    slots.give()  # one of the others gave theirs
+    assert first.done()
+    pass_(4)  # it has one and wants another
+    assert waits.seconds == 2
+    with waits.watched():
+        slots.leave(second)
+        slots.give()  # its own
+        pass_(8)
+        assert slots.ask().done()
+        slots.give()
+    assert waits.seconds == 2
+    assert len(others) == 2
+    assert slots.busy == 1
+
+
+def test_whoever_gives_up_waits_no_longer():
+    now = [0.0]
+    slots, waits = Slots(1), Waits(clock=lambda: now[0])
+    slots.ask().result()
+    with waits.watched():
+        turn = slots.ask()
+        now[0] = 3.0
+        slots.leave(turn)
+        now[0] = 9.0
+    assert waits.seconds == 3
 
 
 def test_no_slots_is_a_mistake():

@@ -1,7 +1,9 @@
 """Labels: the right one of several, nearly the right one, and how well each is recognised over a set.
 
-Labels are compared without case and outer punctuation. Where the labels are known, one that stands alone in a longer
-answer is found in it ("The topic is: refund."); an answer that names two has not decided, and none is right.
+Labels are compared without case and what surrounds them: quotes, brackets, Markdown, full stops. Signs that say
+something stay: -1 is not 1, A+ not A, C# not C, <5 not 5, and a label may be a sign alone. Where the labels are known,
+one that stands alone in a longer answer is found in it ("The topic is: refund."); an answer that names two has not
+decided, and none is right.
 
 Not covered: labels that are part of each other's words in other ways than as whole words.
 """
@@ -25,15 +27,22 @@ def label_in(text: str, labels: Iterable[str]) -> str | None:
     >>> label_in("**Refund.**", topics), label_in("refund or late delivery?", topics)
     ('refund', None)
     """
-    known = {_bare(label): label for label in labels}
-    said = _bare(text)
-    if said in known:
-        return known[said]
+    names = list(labels)
+    known = {_bare(label): label for label in names}
+    if len(known) < len({str(label) for label in names}):
+        raise UsageError("Two labels differ in case or punctuation alone.", remedy="Rename one of them.")
+    if (bare := _bare(text)) in known:
+        return known[bare]
+    said = _plain(text)
     # The longest first, and what is found is taken out: "not helpful" does not also name "helpful".
     found = []
     for bare in sorted(known, key=len, reverse=True):
-        sought = re.compile(rf"(?<!\w){re.escape(bare)}(?!\w)")
-        if bare and sought.search(said):
+        if not bare:
+            continue
+        # A digit after a sign or a point is another number, and a letter before a sign another label.
+        before = r"(?<![\w.+<>\u2264\u2265-])" if bare[0].isdigit() else r"(?<!\w)"
+        sought = re.compile(rf"{before}{re.escape(bare)}(?![\w+#]|-(?![\w-])|[.,]\d)")
+        if sought.search(said):
             found.append(known[bare])
             said = sought.sub("\0", said)
     return found[0] if len(found) == 1 else None
@@ -139,9 +148,39 @@ def classification(outputs: Sequence[str | None], expected: Sequence[str | None]
     )
 
 
-def _bare(label: str) -> str:
+_QUOTES = r"\s\"'`\u00b4\u2018-\u201f\u00ab\u00bb\u2039\u203a()\[\]{}"
+_EMOJI = r"(?:[\u2600-\u27bf\U0001f300-\U0001faff]\ufe0f?){1,3}"
+# What may stand around a label, piece by piece: an answer may be long, and made of nothing else. Bullets, headings,
+# quoted lines, dashes and decoration are signs with a space between.
+_BEFORE = re.compile(
+    rf"[{_QUOTES}:;,!?\u00a1\u00bf_*]|~~|\.(?!\d)|[-\u2010-\u2015\u2022\u00b7]\s|\#{{1,6}}\s|>\s(?!\d)|{_EMOJI}\s"
+)
+_AFTER = re.compile(rf"(?:[{_QUOTES}:;,.!?_]|(?<=\*)\*|~~|\s[-\u2010-\u2015]{{1,3}}|(?<=[^\W_])\s{_EMOJI})$")
+_LONGEST = 8  # of those pieces
+_EMPHASIS = frozenset("*_~")
+
+
+def _plain(text: str) -> str:
     # A program may answer with a bool or an Enum; it is compared as it is written.
-    return " ".join(re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", str(label)).casefold()).split())
+    return " ".join(unicodedata.normalize("NFKC", str(text)).casefold().replace("\u2212", "-").split())
+
+
+def _bare(label: str) -> str:
+    text = _plain(label)
+    start, end = 0, len(text)
+    is_sign = not re.search(r"[^\W_]", text)  # a label may be: then nothing of it is decoration
+    while end - start > 1:
+        if text[start] == text[end - 1] and text[start] in _EMPHASIS and end - start > 2:
+            start, end = start + 1, end - 1
+        elif (last := _AFTER.search(text[max(start, end - _LONGEST) : end])) and not (is_sign and len(last[0]) > 1):
+            end -= len(last[0])
+            while last[0] == "*" and text[end - 1] == "*" and end - start > 1:  # the rest of two or more
+                end -= 1
+        elif (first := _BEFORE.match(text, start, end)) and not (is_sign and len(first[0]) > 1):
+            start = first.end()
+        else:
+            break
+    return text[start:end]
 
 
 def _set(labels: str | Iterable[str]) -> set[str]:

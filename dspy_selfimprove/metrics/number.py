@@ -1,10 +1,11 @@
 """Numbers: how near the number in an answer is to the one expected, and mean errors over a set.
 
-An answer is text, so its number has to be found: the last one in it, since answers come last ("17 + 4 is 21"). A comma
-before three digits separates thousands, before fewer or more it is a decimal comma. Digits that belong to a word
-(T0001, GPT-4o) are no number. Units and percent signs are left to the caller.
+An answer is text, so its number has to be found: the last one in it, since answers come last ("17 + 4 is 21"). Commas
+separate thousands where one to three digits that do not begin with 0 stand before the first, and exactly three after
+each: 1,250 is 1250. Any other single comma is a decimal one: 0,125 is an eighth. Digits that belong to a word (T0001,
+GPT-4o) are no number. Units and percent signs are left to the caller.
 
-Not covered: numbers in words, fractions, dates.
+Not covered: numbers in words, fractions, dates; a decimal comma before three digits (1,250 for one and a quarter).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Number: TypeAlias = float | int | str
 
 _NUMBER = re.compile(
     r"(?<![\w.,])(?<![^\W\d_]-)(?:(?<![\w)\]])(?P<sign>[-+\u2212]))?"
-    r"(?P<whole>\d{1,3}(?:[\u00a0\u202f'\u2019]\d{3})+(?!\d)|\d[\d.,]*\d|\d|\.\d+)"
+    r"(?P<whole>[1-9]\d{0,2}(?:[\u00a0\u202f'\u2019]\d{3})+(?!\d)|\d[\d.,]*\d|\d|\.\d+)"
     r"(?P<power>[eE][-+]?\d+)?(?![a-zA-Z_]*\d)"
 )
 
@@ -138,12 +139,14 @@ def _read(digits: str, power: str) -> float | None:
     if bare.count(",") and bare.count("."):
         # Both stand in it: the one that comes last is the decimal one.
         thousands, point = (",", ".") if bare.rfind(".") > bare.rfind(",") else (".", ",")
+        if bare.startswith("0"):
+            return None
         bare = bare.replace(thousands, "").replace(point, ".")
-    elif re.fullmatch(r"\d{1,3}(?:,\d{3})+", bare):
+    elif re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", bare):
         bare = bare.replace(",", "")
     elif bare.count(",") == 1:
         bare = bare.replace(",", ".")
-    elif re.fullmatch(r"\d{1,3}(?:\.\d{3}){2,}", bare):
+    elif re.fullmatch(r"[1-9]\d{0,2}(?:\.\d{3}){2,}", bare):
         bare = bare.replace(".", "")
     try:
         return float(bare + power)

@@ -34,6 +34,61 @@ def test_what_is_not_one_label_is_none(said, found):
     assert label_in(said, [*ORDER, "helpful", "not helpful"]) == found
 
 
+SIGNED = (
+    "-1",
+    "+1",
+    "1",
+    ".5",
+    "5",
+    "<5",
+    ">5",
+    "A",
+    "A+",
+    "A-",
+    "A*",
+    "C",
+    "C++",
+    "C#",
+    "\U0001f44d",
+    "\U0001f44e",
+    "?",
+)
+
+
+@given(st.sampled_from(SIGNED), st.sampled_from(SIGNED))
+def test_signs_that_say_something_tell_labels_apart(one, other):
+    assert match(one, other).value == (one == other)
+    assert match(one, other, labels=SIGNED).value == (one == other)
+    assert graded(one, other, order=SIGNED).value <= 1 - (one != other) / (len(SIGNED) - 1)
+
+
+@given(
+    st.sampled_from(SIGNED), st.sampled_from(["**{}**", '"{}".', "({})", "- {}", "# {}", "  {}\n", "It is {}, then."])
+)
+def test_and_are_found_however_they_are_dressed(label, dress):
+    assert label_in(dress.format(label), SIGNED) == label
+
+
+@pytest.mark.parametrize(
+    ("said", "labels"),
+    [("-1", "01"), ("It is 1.5.", "15"), ("An A+ it is.", "AB"), ("I say A-.", "AB"), ("Use C++", ["C", "Java"])],
+)
+def test_another_label_is_none_of_those_there_are(said, labels):
+    assert label_in(said, labels) is None
+
+
+def test_decoration_is_no_part_of_a_label():
+    for said in ("\u2705 refund", "refund \U0001f389", "**Refund**!", "> refund", "~~refund~~", "_refund_"):
+        assert match(said, "refund").value == 1, said
+    assert match("\u22121", "-1").value == 1
+
+
+def test_labels_that_would_be_taken_for_each_other_are_refused():
+    with pytest.raises(UsageError, match="case or punctuation alone"):
+        label_in("refund", ["refund", "Refund!"])
+    assert label_in("refund", ["refund", "refund", "login"]) == "refund"
+
+
 def test_a_match_is_one_label_or_nothing():
     assert match("Refund", "refund").value == 1
     assert match("The topic is refund", "refund").value == 0

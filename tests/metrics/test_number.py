@@ -32,6 +32,15 @@ def test_other_ways_to_separate_thousands(value):
     assert number_in(plain.replace(",", ".") + ",25") == value + 0.25
 
 
+@given(st.from_regex(r"(?:0|[1-9][0-9]{0,6}),[0-9]{1,6}", fullmatch=True), st.sampled_from(["", "-"]))
+def test_a_single_comma_separates_thousands_or_is_a_decimal_one(written, sign):
+    """Thousands: one to three digits that do not begin with 0, and exactly three after them."""
+    whole, part = written.split(",")
+    is_thousands = len(whole) <= 3 and whole != "0" and len(part) == 3
+    value = float(whole + part if is_thousands else f"{whole}.{part}")
+    assert number_in(f"It is {sign}{written} m.") == (-value if sign else value)
+
+
 @given(st.text(max_size=80))
 def test_any_text_gives_a_number_or_none(some):
     found = number_in(some)
@@ -44,6 +53,10 @@ def test_any_text_gives_a_number_or_none(some):
         ("17 + 4 is 21", 21),
         ("about 3,5 %", 3.5),
         ("1.234,56", 1234.56),
+        ("0,125", 0.125),
+        ("1,250", 1250),
+        ("0,125,000", None),
+        ("0.125,5", None),
         ("1,234,567", 1234567),
         ("minus: \u221212", -12),
         ("10-20", 20),
