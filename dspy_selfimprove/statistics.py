@@ -54,7 +54,7 @@ _DRAWS = 5_000
 # What the bootstrap supposes it has not seen, in examples. One half matches Jeffreys' prior when scores are 0 or 1.
 _UNSEEN = 0.5
 # Cells of a block of draws: 16 MB, however many examples there are.
-_BLOCK = 2_000_000
+_BLOCK = 50_000
 _FOLDS = 5
 _REPEATS = 20
 # Fractions staked, of the most that cannot end in ruin. The bold bets decide short races; the timid ones keep the
