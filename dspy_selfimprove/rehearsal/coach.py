@@ -22,6 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from statistics import fmean, pstdev
 from typing import Any, Literal, TypeAlias
 
@@ -55,6 +56,16 @@ def coach(reading: Reading, temper: Temper, dice: random.Random) -> dict[str, st
         return dict.fromkeys(names, _describe(brief, votes))
     edits = _plan(brief, votes, temper, dice)
     values: dict[str, str] = {}
+    if any(_changes_of(entry) for entry in reading.outputs):  # named one by one, they and the text are the same changes
+        proposal = _proposal(brief, edits, dice)
+        for entry in reading.outputs:
+            if changes := _changes_of(entry):
+                values[entry.name] = changes.listing(brief.current, proposal)
+            elif re.search(r"prompt|instruction|text", entry.name):
+                values[entry.name] = proposal
+            else:
+                values[entry.name] = _analysis(votes, edits)
+        return values
     for entry in reading.outputs:
         if "prefix" in entry.name:
             values[entry.name] = _PREFIX[brief.task or "support"]
@@ -111,7 +122,7 @@ _CURRENT = re.compile(
     re.IGNORECASE,
 )
 _OTHER = re.compile(
-    r"(first|second|other|left|right)_(\w+_)?(instruction|prompt)|(instruction|prompt)_[ab12]", re.IGNORECASE
+    r"(first|second|other|left|right)_(\w+_)?(instruction|prompt)|(instruction|prompt)_[ab12]|updates", re.IGNORECASE
 )
 _ATTEMPTS = re.compile(r"\w*(attempt|previous_instruction|histor|tried|earlier)\w*", re.IGNORECASE)
 _POLICY_FIELD = re.compile(
@@ -319,8 +330,14 @@ def _headings(text: str) -> _Record:
         depth = len(match.group(1))
         path = [*path[: max(0, depth - 2)], match.group(2).strip().lower()]
         if match.group(3).strip():
-            found.append(("/".join(path), match.group(3).strip()))
+            found.append(("/".join(path), _unbarred(match.group(3).strip())))
     return found
+
+
+def _unbarred(text: str) -> str:
+    """A text out of tags of its own whose lines all begin with a bar, as one shows what others wrote."""
+    fenced = re.fullmatch(r"<(\w+)[^>\n]*>\n((?:\| ?[^\n]*\n)+)</\1[^>\n]*>", text)
+    return re.sub(r"^\| ?", "", fenced.group(2), flags=re.MULTILINE).strip() if fenced else text
 
 
 _LABEL = re.compile(
@@ -544,6 +561,47 @@ def _listing(entry: OutputField, edits: Iterable[_Edit]) -> str:
     lines = [str(edit) if described else edit.wording for edit in edits]
     lines = [line for line in lines if line] or ["Follow the instructions as they are."]
     return json.dumps(lines) if entry.kind == "list" else "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """How a list of changes is asked for: the names under which each says its kind, its quote and its new words."""
+
+    kind: str
+    quote: str
+    text: str
+    kinds: Mapping[str, str]  # insert, replace, delete -> what they are called
+
+    def listing(self, old: str, new: str) -> str:
+        before, after = old.split("\n"), new.split("\n")
+        found = []
+        for tag, start, end, begin, stop in SequenceMatcher(None, before, after, False).get_opcodes():
+            if tag != "equal":
+                anchor = before[start - 1 : start] if tag == "insert" and start < len(before) else before[start:end]
+                said = {self.kind: self.kinds[tag], self.quote: "\n".join(anchor)}
+                lines = after[begin:stop] if tag == "insert" else ["\n".join(after[begin:stop])]
+                found += [{**said, self.text: line} for line in lines]
+        return json.dumps(found, ensure_ascii=False)
+
+
+def _changes_of(entry: OutputField) -> _Changes | None:
+    """The form of the list, if it is one of changes: a kind to choose, a quote, and a text."""
+    items = entry.schema.get("items") if entry.kind == "list" else None
+    if isinstance(items, Mapping) and "$ref" in items:
+        items = (entry.schema.get("$defs") or {}).get(str(items["$ref"]).rpartition("/")[2])
+    properties: Mapping[str, Any] = (items or {}).get("properties") or {}
+    kind = next((name for name, each in properties.items() if "enum" in each), None)
+    quote = next((name for name in properties if re.search("quote|old|find|current|original", name)), None)
+    text = next((name for name in properties if re.search("new|text|replacement", name) and name != quote), None)
+    if kind is None or quote is None or text is None:
+        return None
+    named = {tag: [each for each in properties[kind]["enum"] if re.match(_KINDS[tag], str(each))] for tag in _KINDS}
+    if not all(named.values()):
+        return None
+    return _Changes(kind, quote, text, {tag: str(names[0]) for tag, names in named.items()})
+
+
+_KINDS = {"insert": "add|insert|append", "replace": "replace|change|modify", "delete": "remove|delete|drop"}
 
 
 def _proposal(brief: _Brief, edits: list[_Edit], dice: random.Random) -> str:

@@ -334,7 +334,7 @@ def kind(span):
 
 @pytest.mark.slow
 def test_five_thousand_spans_come_out_exactly(phoenix, project, arrived, tmp_path):
-    """Some five hundred exchanges are real; the rest are their spans sent again as others, since real ones take long."""
+    """Some 500 exchanges are real; the rest are their spans sent again as others, since real ones take long."""
     production = Production(tmp_path, rounds=33)
     copies = -(-5_000 // len(production.spans))
     production.send(phoenix, project, copies)

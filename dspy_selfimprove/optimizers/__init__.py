@@ -1,0 +1,1 @@
+"""Ways to improve a program, behind one protocol (`optimizer.py`)."""
