@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dspy_selfimprove.judge import Judge
     from dspy_selfimprove.metric import Metric, Metrics, human, metric_of
     from dspy_selfimprove.model import Model, Models, Price
+    from dspy_selfimprove.optimizer import Improvement, Optimizer, optimizer_of
     from dspy_selfimprove.program import ChatProgram
     from dspy_selfimprove.prompt import ChatPrompt
     from dspy_selfimprove.runner import Runner
@@ -52,6 +53,9 @@ _HOMES = {
     "Evaluation": "evaluation",
     "compare": "comparison",
     "Comparison": "comparison",
+    "optimizer_of": "optimizer",
+    "Optimizer": "optimizer",
+    "Improvement": "optimizer",
     "ChatPrompt": "prompt",
     "ChatProgram": "program.chat",
     "Score": "score",
@@ -78,6 +82,7 @@ __all__ = [
     "Dataset",
     "EvalSpec",
     "Evaluation",
+    "Improvement",
     "Journal",
     "Judge",
     "Ledger",
@@ -85,6 +90,7 @@ __all__ = [
     "Metrics",
     "Model",
     "Models",
+    "Optimizer",
     "Price",
     "Runner",
     "Sample",
@@ -100,6 +106,7 @@ __all__ = [
     "instrument",
     "metric_of",
     "open_test",
+    "optimizer_of",
     "track_evaluators",
 ]
 
