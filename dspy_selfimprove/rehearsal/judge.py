@@ -81,8 +81,12 @@ _ABOUT_VERDICTS = re.compile(
 @lru_cache(maxsize=2048)
 def criteria_in(text: str, task: Task = "support") -> tuple[Criterion, ...]:
     """What a judge's prompt demands of a reply. Sentences about the verdict itself are not criteria."""
-    # As items of a list: a line that begins in lower case would be read as the rest of the one before.
-    kept = [f"- {sentence}" for sentence in sentences(text) if not _ABOUT_VERDICTS.search(sentence)]
+    kept = [
+        # An item of a list stays one: in lower case it would be read as the rest of the line before.
+        f"- {sentence}" if re.search(rf"^\s*[-*•]\s+{re.escape(sentence[:12])}", text, re.MULTILINE) else sentence
+        for sentence in sentences(text)
+        if not _ABOUT_VERDICTS.search(sentence)
+    ]
     return tuple(
         Criterion(name, not statement.negated, 2 if _WEIGHTY.search(statement.sentence) else 1)
         for name, statement in catalogue.stated("\n".join(kept), task).items()

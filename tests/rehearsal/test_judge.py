@@ -60,6 +60,11 @@ def test_criteria_are_read_from_the_prompt_and_only_there() -> None:
     assert criteria_in("Rate this reply. Explain why you chose the label. Give the reason for your rating.") == ()
 
 
+def test_items_of_a_list_in_lower_case_are_items() -> None:
+    listed = "A good reply\n- says where to turn if that does not help\n- in a case of damage, asks for a photo\n"
+    assert set(criteria_in(listed)) == {Criterion("escalation", True), Criterion("photo", True)}
+
+
 def test_the_verdict_is_the_share_of_what_applies() -> None:
     assert label_of(case(GOOD)) == "excellent"
     assert label_of(case(BAD)) == "bad"
