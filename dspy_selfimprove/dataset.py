@@ -394,6 +394,8 @@ def rows_of(folder: Path, card: Card, side: Side) -> list[Sample]:
 def _counted(folder: Path, card: Card, side: Side) -> bytes:
     about = card["splits"][side]
     path = folder / about["file"]
+    if not about["bytes"]:  # earlier versions wrote no file for a side without samples
+        return b""
     try:
         with path.open("rb") as file:
             content: bytes = file.read(about["bytes"])
@@ -456,7 +458,7 @@ def _write(
     for side in SIDES:
         here = [*held.get(side, ()), *added[side]]
         content = (_counted(folder, about, side) if held else b"") + b"".join(map(_line, added[side]))
-        if added[side]:
+        if added[side] or not held:  # a side can be empty from the start: other datasets decide who is on it
             _put(folder / f"{side}.jsonl", content)
         splits[side] = {
             "file": f"{side}.jsonl",
@@ -547,6 +549,11 @@ def _notes(splits: Card, shares: Mapping[str, float], aside: Mapping[str, int]) 
             f"prove an improvement. Widen the window until there are {ENOUGH} and more."
         )
     for side in SIDES:
+        if not splits[side]["samples"]:
+            yield (
+                f"{side} holds no sample: on whose side each one is, earlier datasets of this production decided. "
+                "Draw more."
+            )
         found = splits[side]["samples"] / total
         if total >= ENOUGH and abs(found - shares[side]) > 0.05:
             yield f"{side} holds {found:.0%} of the samples, not {shares[side]:.0%}, because groups stay whole."

@@ -359,6 +359,20 @@ def test_few_groups_are_split_and_it_is_said_that_they_prove_nothing(tmp_path, c
     assert any(f"{count} independent groups" in note and "Widen the window" in note for note in dataset.notes)
 
 
+def test_a_side_that_others_left_empty_is_written_read_and_said(tmp_path):
+    first = split(strangers(60), tmp_path / "first")
+    few = first.train[:3]
+    small = split(few, tmp_path / "small", beside=[first])
+    assert small.sizes == {"train": 3, "validation": 0, "test": 0}
+    again = load(tmp_path / "small")
+    assert [each.id for each in again.train] == [each.id for each in few]
+    assert again.validation == ()
+    assert sum("holds no sample" in note for note in again.notes) == 2
+    assert split(strangers(30, start=500), tmp_path / "third", beside=[first, small]).sizes["validation"] >= 1
+    (tmp_path / "small" / "validation.jsonl").unlink()
+    assert load(tmp_path / "small").validation == ()
+
+
 def test_thirty_groups_carry_no_note(tmp_path):
     assert split(strangers(30), tmp_path / "enough").notes == ()
 
