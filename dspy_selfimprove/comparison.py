@@ -32,11 +32,10 @@ from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.evaluation import Evaluation, Outcome, said
 from dspy_selfimprove.message import FrozenDict
 from dspy_selfimprove.statistics import DIFFERENCES, Estimate, Floats, estimate_difference, estimate_population
-from dspy_selfimprove.table import Bar, Cell, Content, Table, scale
+from dspy_selfimprove.table import Bar, Cell, Content, Table, Tabled, scale
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Group
 
 Verdict: TypeAlias = Literal["better", "worse", "not shown"]
 
@@ -73,7 +72,7 @@ class Flip:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Tabled):
     """What changes from `before` to `after`, on the examples that both have. Made by `compare()`."""
 
     before: Evaluation
@@ -85,7 +84,7 @@ class Comparison:
     @functools.cached_property
     def differences(self) -> Mapping[str, Difference]:
         """By metric."""
-        return {name: self._difference(name) for name in self.names}
+        return {name: self.difference(name) for name in self.names}
 
     def __getitem__(self, metric: str) -> Difference:
         """A metric's difference."""
@@ -93,20 +92,25 @@ class Comparison:
             raise UsageError(f"There is no metric {metric!r} in both.", remedy=f"There is {', '.join(self.names)}.")
         return self.differences[metric]
 
-    def _values(self, metric: str) -> tuple[Floats, Floats]:
+    def values(self, metric: str) -> tuple[Floats, Floats]:
+        """A metric's values before and after, pair by pair; NaN where one is missing."""
         rows = [[outcome.scores.row((metric,))[0] for outcome in pair] for pair in self.pairs]
         table = np.array(rows, dtype=np.float64)
         return table[:, 0], table[:, 1]
 
-    def _difference(self, metric: str) -> Difference:
-        before, after = self._values(metric)
-        mean = estimate_difference(after, before)
-        weights = [outcome.weight for _, outcome in self.pairs]
-        production = None
+    @functools.cached_property
+    def weights(self) -> tuple[list[float], list[int | str | None] | None]:
+        """What each pair stands for in production, and the strata it was drawn from, where they are known."""
+        clusters = [outcome.cluster for _, outcome in self.pairs]
+        return [outcome.weight for _, outcome in self.pairs], None if None in clusters else clusters
+
+    def difference(self, metric: str, *, level: float = 0.95) -> Difference:
+        """A metric's difference with intervals of another level; its verdict is read from them."""
+        before, after = self.values(metric)
+        mean, production = estimate_difference(after, before, level=level), None
+        weights, strata = self.weights
         if len(set(weights)) > 1:
-            clusters = [outcome.cluster for _, outcome in self.pairs]
-            strata = None if None in clusters else clusters
-            production = estimate_population(after - before, weights, strata=strata, bounds=DIFFERENCES)
+            production = estimate_population(after - before, weights, strata=strata, bounds=DIFFERENCES, level=level)
         seen = ~np.isnan(before) & ~np.isnan(after)
         means = (float(before[seen].mean()), float(after[seen].mean())) if seen.any() else (math.nan, math.nan)
         return Difference(metric, *means, mean, production, self._verdict(metric, production or mean))
@@ -135,7 +139,7 @@ class Comparison:
         found = []
         for name in self.names:
             floor = HALF if floors[name] is None else floors[name]
-            for (old, new), before, after in zip(self.pairs, *self._values(name), strict=True):
+            for (old, new), before, after in zip(self.pairs, *self.values(name), strict=True):
                 if not math.isnan(before + after) and (before >= floor) != (after >= floor):
                     found.append(Flip(old.id, name, float(before), float(after), old.output, new.output))
         return tuple(sorted(found, key=lambda flip: (-abs(flip.after - flip.before), flip.metric, flip.id)))
@@ -146,7 +150,7 @@ class Comparison:
 
         rows: list[dict[str, Any]] = []
         for name in self.names:
-            for (old, new), before, after in zip(self.pairs, *self._values(name), strict=True):
+            for (old, new), before, after in zip(self.pairs, *self.values(name), strict=True):
                 row = {"example": old.id, "metric": name, "before": before, "after": after, "change": after - before}
                 rows.append({**row, "weight": new.weight, "output before": old.output, "output after": new.output})
         return pd.DataFrame(rows).set_index(["metric", "example"])
@@ -164,10 +168,19 @@ class Comparison:
             losses = sum(not flip.is_gain for flip in self.flips if flip.metric == name)
             flipped = f"+{gains} -{losses}"
             first = Cell("", "weak") if each.production else verdict
-            rows.append([name, f"{each.before:.3f}→{each.after:.3f}", said(each.mean), _bar(each.mean), first, flipped])
+            rows.append(
+                [
+                    name,
+                    f"{each.before:.3f}→{each.after:.3f}",
+                    said(each.mean),
+                    difference_bar(each.mean),
+                    first,
+                    flipped,
+                ]
+            )
             if each.production:
                 there = each.production
-                rows.append([Cell("  production", "weak"), "", said(there), _bar(there), verdict, ""])
+                rows.append([Cell("  production", "weak"), "", said(there), difference_bar(there), verdict, ""])
         title = f"Comparison on {len(self.pairs):,} examples"
         columns = ("metric", "mean", "difference [95 %]", scale(-1.0, 1.0), "", "flips")
         return Table(title, columns, tuple(rows), tuple(self._notes()))
@@ -185,15 +198,6 @@ class Comparison:
             yield from (f"{name}: a difference counts from {least:.3g} on." for name, least in self.least.items())
         elif self.least:
             yield f"A difference counts from {self.least:g} on."
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Group:
-        return self.table().__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {each.verdict}" for name, each in self.differences.items())
@@ -254,5 +258,6 @@ def compare(before: Evaluation, after: Evaluation, *, least: float | Mapping[str
     return Comparison(before, after, least, pairs, names)
 
 
-def _bar(difference: Estimate) -> Bar:
+def difference_bar(difference: Estimate) -> Bar:
+    """A difference on its scale, with no difference marked."""
     return Bar(difference.value, difference.low, difference.high, -1.0, 1.0, mark=0.0)

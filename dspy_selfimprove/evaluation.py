@@ -59,12 +59,11 @@ from dspy_selfimprove.rollout import Rollout, Subject, explained, plain, questio
 from dspy_selfimprove.sample import Direction, EvalKind
 from dspy_selfimprove.score import Score, Scorecard
 from dspy_selfimprove.statistics import Estimate, Floats, estimate_mean, estimate_population
-from dspy_selfimprove.table import Bar, Cell, Content, Table, scale
+from dspy_selfimprove.table import Bar, Cell, Content, Table, Tabled, scale
 
 if TYPE_CHECKING:
     import dspy
     import pandas as pd
-    from rich.console import Group
 
     from dspy_selfimprove.journal import Journal
     from dspy_selfimprove.telemetry.experiments import Recorded
@@ -155,7 +154,7 @@ def _merged(scores: Sequence[Score]) -> Score:
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Tabled):
     """What `evaluate` found. `means` are of the examples as they are, `production` weighs them as production has them.
 
     `candidate` is the id of the program's Candidate; `planned` counts the examples there were; `spent` is by role, and
@@ -287,15 +286,6 @@ class Evaluation:
     def table(self, by: Literal["cluster", "class"] | None = None) -> Table:
         """The means, or those of each group, as a table for a terminal or a page."""
         return _means(self) if by is None else _groups(self, by)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Group:
-        return self.table().__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def __repr__(self) -> str:
         shown = ", ".join(

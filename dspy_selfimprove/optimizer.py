@@ -41,13 +41,14 @@ import numpy as np
 from dspy_selfimprove import pareto
 from dspy_selfimprove.budget import Spend
 from dspy_selfimprove.candidate import Candidate
+from dspy_selfimprove.comparison import difference_bar
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.evaluation import Evaluation, Measured, said
 from dspy_selfimprove.message import FrozenDict
 from dspy_selfimprove.metric import Metric, Metrics, metric_of
 from dspy_selfimprove.preference import Goal, Preference
 from dspy_selfimprove.statistics import DIFFERENCES, Estimate, Floats, estimate_mean, estimate_population
-from dspy_selfimprove.table import Bar, Cell, Content, Table, scale
+from dspy_selfimprove.table import Cell, Content, Table, scale
 
 if TYPE_CHECKING:
     import dspy
@@ -197,7 +198,7 @@ class Improvement:
             there = self.differences[name]
             word = "better" if there.low > 0 else "worse" if there.high < 0 else "not shown"
             meaning = {"better": "good", "worse": "bad"}.get(word, "weak")
-            bar = Bar(there.value, there.low, there.high, -1.0, 1.0, mark=0.0)
+            bar = difference_bar(there)
             rows.append([*row, said(self.challenger.means[name]), said(there), bar, Cell(word, meaning)])
         level = f"{100 * (self.gain.level if self.gain else 1 - _ERROR):.4g} %"
         columns = ("metric", "baseline [95 %]", "best other [95 %]", f"difference [{level}]", scale(-1.0, 1.0), "")

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dspy_selfimprove.comparison import Comparison, compare
+from dspy_selfimprove.comparison import Comparison, compare, difference_bar
 from dspy_selfimprove.dataset import Dataset, load
 from dspy_selfimprove.errors import UsageError
 from dspy_selfimprove.evaluation import Evaluation, Measured, evaluate, said
@@ -47,15 +47,13 @@ from dspy_selfimprove.statistics import (
     DIFFERENCES,
     Estimate,
     Floats,
-    estimate_difference,
     estimate_mean,
     estimate_population,
 )
-from dspy_selfimprove.table import Bar, Cell, Content, Table, scale
+from dspy_selfimprove.table import Cell, Content, Table, Tabled, scale
 
 if TYPE_CHECKING:
     import dspy
-    from rich.console import Group
 
     from dspy_selfimprove.journal import Journal
     from dspy_selfimprove.metric import Metric, Metrics
@@ -109,7 +107,7 @@ class Terms(TypedDict, total=False):
 
 
 @dataclass(frozen=True, repr=False)
-class Proof:
+class Proof(Tabled):
     """What the last step found. Made by `prove` and `prove_on`. `before` and `after` are the ids of two candidates.
 
     `standing` says of the test how often it had been opened, where `prove_on` opened it.
@@ -210,15 +208,6 @@ class Proof:
                 yield f"{each.metric}: an improvement counts from {each.min_improvement:g} on."
         if self.standing == FIRST:
             yield "This is the first use of the test."
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Group:
-        return self.table().__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.metric} {each.verdict}" for each in self.findings)
@@ -455,36 +444,28 @@ def _found(
     decides: bool,
     expected: Estimate | None,
 ) -> Finding:
-    rows = [[outcome.scores.row((name,))[0] for outcome in pair] for pair in found.pairs]
-    before, after = np.array(rows, dtype=np.float64).T
-    weights = [new.weight for _, new in found.pairs]
-    clusters = [new.cluster for _, new in found.pairs]
-    strata = None if None in clusters else clusters
-    difference, production = estimate_difference(after, before, level=level), None
-    if len(set(weights)) > 1:
-        production = estimate_population(after - before, weights, strata=strata, bounds=DIFFERENCES, level=level)
+    there = found.difference(name, level=level)
     indecisive = name in found.indecisive
     verdict: Verdict = "not shown"
-    deciding = production or difference
+    deciding = there.production or there.mean
     if not indecisive and deciding.n:
         if deciding.low > min_improvement:
             verdict = "improved"
         elif deciding.high < -tolerance:
             verdict = "worse"
-    both = ~np.isnan(before) & ~np.isnan(after)
-    was, now = (float(side[both].mean()) if both.any() else math.nan for side in (before, after))
     held: Floor | None = None
     if floor is not None:
-        alike = production is None
+        after, (weights, strata) = found.values(name)[1], found.weights
+        alike = there.production is None
         reached = estimate_mean(after) if alike else estimate_population(after, weights, strata=strata)
         held = _held(floor, reached, known=not indecisive)
     return Finding(
         name,
-        was,
-        now,
-        difference,
+        there.before,
+        there.after,
+        there.mean,
         verdict,
-        production=production,
+        production=there.production,
         expected=expected,
         min_improvement=min_improvement,
         tolerance=tolerance,
@@ -547,17 +528,14 @@ def _rows(each: Finding, floors: bool, expected: bool) -> Iterator[Sequence[Cont
         each.metric,
         f"{each.before:.3f}→{each.after:.3f}",
         said(each.difference),
-        _bar(each.difference),
+        difference_bar(each.difference),
         first,
         *more,
     ]
     if each.production:
         blank: list[Content] = [""] * len(more)
-        yield [Cell("  production", "weak"), "", said(each.production), _bar(each.production), verdict, *blank]
-
-
-def _bar(difference: Estimate) -> Bar:
-    return Bar(difference.value, difference.low, difference.high, -1.0, 1.0, mark=0.0)
+        bar = difference_bar(each.production)
+        yield [Cell("  production", "weak"), "", said(each.production), bar, verdict, *blank]
 
 
 def _nulled(value: Any) -> Any:

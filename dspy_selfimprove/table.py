@@ -150,6 +150,22 @@ class Table:
         return f"<div style='display:flex;justify-content:space-between;width:120px'>{ends}</div>"
 
 
+class Tabled:
+    """What shows itself as its `table()`: in a terminal, as text, in a notebook."""
+
+    def table(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+
 def scale(start: float, end: float) -> str:
     """The head of a column of bars."""
     ends = f"{start:g}", f"{end:g}"

@@ -105,22 +105,24 @@ def test_threads_append_together(path):
         assert len(list(journal.entries("t"))) == 60
 
 
+def together(journal, works):
+    """Run each in a thread of its own, all of which wait for their turn before any has it."""
+    threads = [threading.Thread(target=work) for work in works]
+    with journal._turn:
+        for thread in threads:
+            thread.start()
+        while len(journal._waiting) < len(threads):
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_that_wait_share_a_commit(path):
     said = []
     with Journal.open(path) as journal:
         journal._connection.set_trace_callback(said.append)
         found = {}
-        threads = [
-            threading.Thread(target=lambda n=n: found.update({n: journal.append("t", str(n % 20), n)}))
-            for n in range(30)
-        ]
-        with journal._turn:
-            for thread in threads:
-                thread.start()
-            while len(journal._waiting) < 30:
-                time.sleep(0.01)
-        for thread in threads:
-            thread.join()
+        together(journal, [lambda n=n: found.update({n: journal.append("t", str(n % 20), n)}) for n in range(30)])
         assert said.count("COMMIT") == 1
         assert len(list(journal.entries("t"))) == 20
         assert all(found[n] == found[n + 20] for n in range(10))
@@ -136,17 +138,9 @@ def test_one_that_cannot_be_written_takes_no_other_along(path):
             except JournalError:
                 ends.append("refused")
 
-        broken = [threading.Thread(target=commit, args=(lambda: journal._connection.execute("NO SQL"),))]
-        sound = [
-            threading.Thread(target=commit, args=(lambda n=n: journal._put("t", str(n), "1").key,)) for n in range(9)
-        ]
-        with journal._turn:
-            for thread in (*sound[:5], *broken, *sound[5:]):
-                thread.start()
-            while len(journal._waiting) < 10:
-                time.sleep(0.01)
-        for thread in (*broken, *sound):
-            thread.join()
+        puts = [lambda n=n: journal._put("t", str(n), "1").key for n in range(9)]
+        puts.insert(5, lambda: journal._connection.execute("NO SQL"))
+        together(journal, [lambda put=put: commit(put) for put in puts])
         assert sorted(ends) == [*map(str, range(9)), "refused"]
         assert len(list(journal.entries("t"))) == 9
 
@@ -163,14 +157,7 @@ def test_on_a_full_disk_each_thread_meets_its_own_error(path):
             except JournalError:
                 refused.append(n)
 
-        threads = [threading.Thread(target=append, args=(n,)) for n in range(40)]
-        with journal._turn:
-            for thread in threads:
-                thread.start()
-            while len(journal._waiting) < 40:
-                time.sleep(0.01)
-        for thread in threads:
-            thread.join()
+        together(journal, [lambda n=n: append(n) for n in range(40)])
         assert kept
         assert refused
         assert not journal._waiting

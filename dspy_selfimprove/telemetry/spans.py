@@ -5,7 +5,7 @@
 
 Phoenix's own way to get a window of spans takes it whole: every attribute, twice over, in one answer that both sides
 hold in memory. Here the window is *listed* first, a slice of time at a time, by id, kind and name alone. What the
-folder holds already is subtracted. The rest is fetched by id, some hundred spans and a few megabytes at a time, only
+folder holds already is subtracted. The rest is fetched, some hundred spans and a few megabytes at a time, only
 the attributes that are read (`rows.COLUMNS`) and only of spans that can give an exchange or a step; OpenInference's
 copy of the messages only where the body of the call does not say them. Each page is written before the next but two is
 asked for, and forgotten. Killed at any moment, or left alone by a Phoenix that goes away, a pull leaves whole pages,
